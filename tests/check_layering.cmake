@@ -1,0 +1,22 @@
+cmake_minimum_required(VERSION 3.24)
+# Fails when a file in FOLDER includes a project header that is neither in
+# FOLDER nor in a library that FOLDER's library names as a dependency (VISIBLE,
+# "|"-separated).
+string(REPLACE "|" ";" VISIBLE "${VISIBLE}")
+file(GLOB files ${FOLDER}/*.h ${FOLDER}/*.cc ${FOLDER}/*.cu)
+set(faults "")
+foreach(file IN LISTS files)
+  file(STRINGS ${file} lines REGEX "^#include \"")
+  foreach(line IN LISTS lines)
+    string(REGEX REPLACE "^#include \"([^\"]+)\".*" "\\1" header "${line}")
+    if(EXISTS ${ROOT}/${header})
+      get_filename_component(folder ${ROOT}/${header} DIRECTORY)
+      if(NOT folder IN_LIST VISIBLE)
+        string(APPEND faults "\n  ${file}: ${header}")
+      endif()
+    endif()
+  endforeach()
+endforeach()
+if(faults)
+  message(FATAL_ERROR "includes that no dependency allows:${faults}")
+endif()
