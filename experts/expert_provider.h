@@ -1,0 +1,41 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "absl/functional/function_ref.h"
+#include "absl/status/status.h"
+
+namespace portolan {
+
+// An expert that the rows of a layer have chosen.
+struct ExpertNeed {
+  int32_t expert = 0;
+  int32_t num_rows = 0;
+};
+
+// A needed expert whose weights are in memory.
+struct ReadyExpert {
+  int32_t need = 0;                 // index into the needs
+  const std::byte* slot = nullptr;  // kernel-ready (expert_ffn.h)
+};
+
+// Brings the experts of a layer into memory for as long as they are computed.
+class ExpertProvider {
+ public:
+  virtual ~ExpertProvider() = default;
+
+  // Calls `compute` with groups of needed experts whose weights are in memory:
+  // resident ones first, the others as they arrive, in waves if they do not fit
+  // together. Each need comes exactly once; the slots are leased only during
+  // the call. `needs` rises by expert and holds experts of this rank only.
+  // Errors: kDataLoss, kUnavailable (I/O), kCancelled (shutting down), or
+  // those of `compute`, after which it is not called again.
+  virtual absl::Status Visit(
+      int layer, std::span<const ExpertNeed> needs,
+      absl::FunctionRef<absl::Status(std::span<const ReadyExpert>)>
+          compute) = 0;
+};
+
+}  // namespace portolan
