@@ -1,0 +1,20 @@
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "runtime/base/fp16.h"
+
+namespace portolan {
+
+// A hint is a score for each expert of a layer that a rank's tokens will reach.
+// How the owner makes one score of those of several ranks: expected tokens add
+// up, of probabilities the largest counts.
+enum class HintMerge : uint8_t { kSum, kMax };
+
+// Writes the merge of `sources` (each [num_scores], one per rank; NaN and
+// negative values count as 0) to `merged` ([num_scores]).
+void MergeHints(HintMerge merge, std::span<const std::span<const Fp16>> sources,
+                std::span<float> merged);
+
+}  // namespace portolan
