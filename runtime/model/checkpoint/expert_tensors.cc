@@ -1,0 +1,172 @@
+#include "runtime/model/checkpoint/expert_tensors.h"
+
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "runtime/base/check.h"
+#include "runtime/base/status_macros.h"
+#include "runtime/model/checkpoint/family.h"
+
+namespace portolan {
+namespace {
+
+std::string LayerName(int layer) {
+  return absl::StrCat("model.layers.", layer);
+}
+
+const ModelFamily& FamilyOf(const ModelConfig& config) {
+  const ModelFamily* family = FindFamily(config.family);
+  PORTOLAN_CHECK(family != nullptr);  // ParseModelConfig() has found it
+  return *family;
+}
+
+absl::StatusOr<TensorExtent> MatrixExtent(const Checkpoint& checkpoint,
+                                          const std::string& name, int64_t rows,
+                                          int64_t cols) {
+  PORTOLAN_ASSIGN_OR_RETURN(const TensorInfo* tensor,
+                            checkpoint.Get(name, {rows, cols}));
+  return checkpoint.ExtentOf(*tensor);
+}
+
+// Part `index` of `extent` when it is cut into `count` equal parts.
+TensorExtent PartOf(const TensorExtent& extent, int64_t index, int64_t count) {
+  TensorExtent part = extent;
+  part.bytes = extent.bytes / static_cast<uint64_t>(count);
+  part.offset += part.bytes * static_cast<uint64_t>(index);
+  return part;
+}
+
+absl::StatusOr<std::vector<ExpertExtents>> FusedExperts(
+    const ModelConfig& config, const Checkpoint& checkpoint,
+    const std::string& gate_up_name, const std::string& down_name) {
+  const int64_t experts = config.num_experts;
+  const int64_t width = config.expert_intermediate;
+  PORTOLAN_ASSIGN_OR_RETURN(
+      const TensorInfo* gate_up,
+      checkpoint.Get(gate_up_name, {experts, 2 * width, config.hidden}));
+  PORTOLAN_ASSIGN_OR_RETURN(
+      const TensorInfo* down,
+      checkpoint.Get(down_name, {experts, config.hidden, width}));
+  const TensorExtent gate_up_extent = checkpoint.ExtentOf(*gate_up);
+  const TensorExtent down_extent = checkpoint.ExtentOf(*down);
+  std::vector<ExpertExtents> extents;
+  for (int64_t e = 0; e < experts; ++e) {
+    extents.push_back({.gate = PartOf(gate_up_extent, 2 * e, 2 * experts),
+                       .up = PartOf(gate_up_extent, 2 * e + 1, 2 * experts),
+                       .down = PartOf(down_extent, e, experts)});
+  }
+  return extents;
+}
+
+// The names of an MLP's matrices before ".weight".
+struct MlpNames {
+  std::string gate, up, down;
+};
+
+absl::StatusOr<ExpertExtents> MlpExtents(const Checkpoint& checkpoint,
+                                         const MlpNames& names, int64_t hidden,
+                                         int64_t width) {
+  ExpertExtents extents;
+  PORTOLAN_ASSIGN_OR_RETURN(
+      extents.gate,
+      MatrixExtent(checkpoint, absl::StrCat(names.gate, ".weight"), width,
+                   hidden));
+  PORTOLAN_ASSIGN_OR_RETURN(
+      extents.up, MatrixExtent(checkpoint, absl::StrCat(names.up, ".weight"),
+                               width, hidden));
+  PORTOLAN_ASSIGN_OR_RETURN(
+      extents.down,
+      MatrixExtent(checkpoint, absl::StrCat(names.down, ".weight"), hidden,
+                   width));
+  return extents;
+}
+
+absl::StatusOr<std::vector<ExpertExtents>> SeparateExperts(
+    const ModelConfig& config, const Checkpoint& checkpoint,
+    const std::string& experts_name) {
+  const ModelFamily& family = FamilyOf(config);
+  std::vector<ExpertExtents> experts;
+  for (int e = 0; e < config.num_experts; ++e) {
+    const std::string expert = absl::StrCat(experts_name, ".", e, ".");
+    PORTOLAN_ASSIGN_OR_RETURN(
+        experts.emplace_back(),
+        MlpExtents(
+            checkpoint,
+            {absl::StrCat(expert, family.gate), absl::StrCat(expert, family.up),
+             absl::StrCat(expert, family.down)},
+            config.hidden, config.expert_intermediate));
+  }
+  return experts;
+}
+
+absl::StatusOr<std::vector<ExpertExtents>> ExpertsOfLayer(
+    const ModelConfig& config, const Checkpoint& checkpoint, int layer) {
+  PORTOLAN_ASSIGN_OR_RETURN(const std::string block,
+                            MoeBlockOf(config, checkpoint, layer));
+  const std::string experts = absl::StrCat(block, ".experts");
+  const std::string gate_up = absl::StrCat(experts, ".gate_up_proj");
+  const std::string down = absl::StrCat(experts, ".down_proj");
+  if (checkpoint.Find(gate_up) != nullptr) {
+    return FusedExperts(config, checkpoint, gate_up, down);
+  }
+  return SeparateExperts(config, checkpoint, experts);
+}
+
+}  // namespace
+
+absl::StatusOr<ExpertTensors> ExpertTensors::Find(
+    const ModelConfig& config, const Checkpoint& checkpoint) {
+  ExpertTensors found(
+      {.hidden = config.hidden, .intermediate = config.expert_intermediate},
+      config.num_experts);
+  found.extents_.resize(static_cast<size_t>(config.num_layers));
+  for (int layer = 0; layer < config.num_layers; ++layer) {
+    if (!config.IsMoeLayer(layer)) continue;
+    PORTOLAN_ASSIGN_OR_RETURN(found.extents_[static_cast<size_t>(layer)],
+                              ExpertsOfLayer(config, checkpoint, layer));
+  }
+  return found;
+}
+
+const ExpertExtents& ExpertTensors::ExpertExtentsOf(ExpertId id) const {
+  PORTOLAN_CHECK(id.layer >= 0 && id.layer < num_layers());
+  const auto& layer = extents_[static_cast<size_t>(id.layer)];
+  PORTOLAN_CHECK(id.expert >= 0 && id.expert < static_cast<int>(layer.size()));
+  return layer[static_cast<size_t>(id.expert)];
+}
+
+uint64_t ExpertTensors::total_bytes() const {
+  uint64_t bytes = 0;
+  for (const auto& layer : extents_) {
+    for (const ExpertExtents& expert : layer) bytes += expert.bytes();
+  }
+  return bytes;
+}
+
+absl::StatusOr<std::string> MoeBlockOf(const ModelConfig& config,
+                                       const Checkpoint& checkpoint,
+                                       int layer) {
+  std::string searched;
+  for (const std::string& name : FamilyOf(config).moe_blocks) {
+    const std::string block = absl::StrCat(LayerName(layer), ".", name);
+    const std::string gate = absl::StrCat(block, ".gate.weight");
+    if (checkpoint.Find(gate) != nullptr) return block;
+    absl::StrAppend(&searched, searched.empty() ? "" : " or ", gate);
+  }
+  return absl::NotFoundError(absl::StrCat(
+      "tensor ", searched, ": not found in the checkpoint ", checkpoint.dir()));
+}
+
+absl::StatusOr<ExpertExtents> DenseMlpExtentsOf(const ModelConfig& config,
+                                                const Checkpoint& checkpoint,
+                                                int layer) {
+  const std::string mlp = absl::StrCat(LayerName(layer), ".mlp.");
+  return MlpExtents(
+      checkpoint,
+      {absl::StrCat(mlp, "gate_proj"), absl::StrCat(mlp, "up_proj"),
+       absl::StrCat(mlp, "down_proj")},
+      config.hidden, config.dense_intermediate);
+}
+
+}  // namespace portolan
