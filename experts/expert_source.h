@@ -10,7 +10,7 @@ namespace portolan {
 
 // Where the weights of experts come from, one whole expert at a time. Thread-
 // safe: experts are read concurrently. chunked_source.h has the form that the
-// cache drives; BlockingChunkedSource makes one of the other.
+// cache drives; LoadExpert() there blocks as this does.
 class ExpertSource {
  public:
   virtual ~ExpertSource() = default;

@@ -1,0 +1,203 @@
+#include "experts/expert_pack.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "experts/hash64.h"
+#include "experts/pack_header.h"
+#include "runtime/base/aligned_buffer.h"
+#include "runtime/base/check.h"
+#include "runtime/base/status_macros.h"
+
+namespace portolan {
+namespace {
+
+// A file under a temporary name, which vanishes unless it is committed.
+class TemporaryFile {
+ public:
+  explicit TemporaryFile(const std::string& path)
+      : path_(path),
+        temporary_(absl::StrCat(path, ".tmp-", getpid())),
+        fd_(open(temporary_.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC,
+                 0644)) {}
+  TemporaryFile(const TemporaryFile&) = delete;
+  TemporaryFile& operator=(const TemporaryFile&) = delete;
+  ~TemporaryFile() {
+    if (fd_ >= 0) close(fd_);
+    if (fd_ >= 0 && !committed_) unlink(temporary_.c_str());
+  }
+
+  bool is_open() const { return fd_ >= 0; }
+
+  absl::Status Error() const {
+    const int error = errno;
+    const std::string message =
+        absl::StrCat("cannot write ", temporary_, ": ", std::strerror(error));
+    if (error == ENOSPC || error == EDQUOT) {
+      return absl::ResourceExhaustedError(
+          absl::StrCat(message, "; free space or name another --pack-dir"));
+    }
+    return absl::UnavailableError(message);
+  }
+
+  absl::Status Write(uint64_t offset, std::span<const std::byte> bytes) {
+    while (!bytes.empty()) {
+      const ssize_t written =
+          pwrite(fd_, bytes.data(), bytes.size(), static_cast<off_t>(offset));
+      if (written < 0 && errno == EINTR) continue;
+      if (written < 0) return Error();
+      bytes = bytes.subspan(static_cast<size_t>(written));
+      offset += static_cast<uint64_t>(written);
+    }
+    return absl::OkStatus();
+  }
+
+  // Hands pages to the disk, so that a large pack does not fill the memory.
+  void Flush(uint64_t end) {
+    sync_file_range(fd_, 0, static_cast<off_t>(end), SYNC_FILE_RANGE_WRITE);
+    posix_fadvise(fd_, 0, static_cast<off_t>(end), POSIX_FADV_DONTNEED);
+  }
+
+  absl::Status Commit() {
+    if (fsync(fd_) != 0) return Error();
+    if (rename(temporary_.c_str(), path_.c_str()) != 0) return Error();
+    committed_ = true;
+    return absl::OkStatus();
+  }
+
+ private:
+  const std::string path_;
+  const std::string temporary_;
+  const int fd_;
+  bool committed_ = false;
+};
+
+constexpr uint64_t kFlushBytes = 64 << 20;
+
+// Up to `bytes` from the start of the file.
+absl::StatusOr<std::vector<std::byte>> ReadHead(const std::string& path,
+                                                size_t bytes) {
+  std::FILE* file = std::fopen(path.c_str(), "rb");
+  if (file == nullptr) {
+    return absl::NotFoundError(absl::StrCat("cannot open expert pack ", path,
+                                            ": ", std::strerror(errno)));
+  }
+  std::vector<std::byte> head(bytes);
+  head.resize(std::fread(head.data(), 1, head.size(), file));
+  std::fclose(file);
+  return head;
+}
+
+}  // namespace
+
+std::string PackFileNameFor(uint64_t fingerprint) {
+  return absl::StrFormat("experts-%016x.portolan-pack", fingerprint);
+}
+
+std::string FindPack(const std::string& model_dir, const std::string& pack_dir,
+                     uint64_t fingerprint) {
+  std::vector<std::string> candidates;
+  if (!pack_dir.empty()) {
+    candidates.push_back(
+        absl::StrCat(pack_dir, "/", PackFileNameFor(fingerprint)));
+    candidates.push_back(absl::StrCat(pack_dir, "/", kPackFileName));
+  }
+  candidates.push_back(absl::StrCat(model_dir, "/", kPackFileName));
+  for (std::string& path : candidates) {
+    if (access(path.c_str(), F_OK) == 0) return std::move(path);
+  }
+  return "";
+}
+
+absl::Status WritePack(
+    const std::string& path, const PackIdentity& identity, ExpertSource& source,
+    absl::FunctionRef<void(int64_t done, int64_t total)> progress) {
+  const auto slot_bytes = static_cast<uint64_t>(identity.slot_bytes);
+  PORTOLAN_CHECK(slot_bytes > 0 && slot_bytes % kDirectAlignment == 0);
+  PORTOLAN_ASSIGN_OR_RETURN(const AlignedBuffer slot,
+                            AlignedBuffer::Allocate(slot_bytes));
+  TemporaryFile file(path);
+  if (!file.is_open()) return file.Error();
+
+  const int64_t total = int64_t{identity.num_layers} * identity.num_experts;
+  std::vector<uint64_t> hashes;
+  uint64_t end = PackRecordsBegin(identity);
+  uint64_t flushed = 0;
+  for (int64_t i = 0; i < total; ++i) {
+    const ExpertId id{static_cast<int32_t>(i / identity.num_experts),
+                      static_cast<int32_t>(i % identity.num_experts)};
+    PORTOLAN_RETURN_IF_ERROR(source.Read(id, slot.bytes()));
+    hashes.push_back(Hash64(slot.bytes(), identity.fingerprint));
+    PORTOLAN_RETURN_IF_ERROR(file.Write(end, slot.bytes()));
+    end += slot_bytes;
+    if (end - flushed >= kFlushBytes) file.Flush(flushed = end);
+    progress(i + 1, total);
+  }
+  PORTOLAN_RETURN_IF_ERROR(file.Write(0, EncodePackHeader(identity, hashes)));
+  return file.Commit();
+}
+
+absl::StatusOr<std::unique_ptr<PackFormat>> PackFormat::Open(
+    const std::string& path, const PackIdentity& expected,
+    DirectFile::Mode mode) {
+  PORTOLAN_ASSIGN_OR_RETURN(const std::vector<std::byte> head,
+                            ReadHead(path, PackRecordsBegin(expected)));
+  PORTOLAN_ASSIGN_OR_RETURN(std::vector<uint64_t> hashes,
+                            DecodePackHeader(path, head, expected));
+  PORTOLAN_ASSIGN_OR_RETURN(DirectFile file, DirectFile::Open(path, mode));
+  const uint64_t wanted =
+      PackRecordsBegin(expected) +
+      hashes.size() * static_cast<uint64_t>(expected.slot_bytes);
+  if (file.Size() != static_cast<int64_t>(wanted)) {
+    return absl::DataLossError(absl::StrCat(
+        "expert pack ", path, " is damaged: it has ", file.Size(), " of ",
+        wanted, " bytes; run portolan pack again, or delete the file"));
+  }
+  return std::unique_ptr<PackFormat>(
+      new PackFormat(std::move(file), expected, std::move(hashes)));
+}
+
+PackFormat::PackFormat(DirectFile file, const PackIdentity& identity,
+                       std::vector<uint64_t> hashes)
+    : file_(std::move(file)), identity_(identity), hashes_(std::move(hashes)) {
+  const auto slot_bytes = static_cast<uint64_t>(identity_.slot_bytes);
+  uint64_t offset = PackRecordsBegin(identity_);
+  for (size_t i = 0; i < hashes_.size(); ++i, offset += slot_bytes) {
+    segments_.push_back({.file = 0,
+                         .offset = offset,
+                         .bytes = slot_bytes,
+                         .landing_offset = 0,
+                         .needed_end = offset + slot_bytes});
+  }
+}
+
+size_t PackFormat::Index(ExpertId id) const {
+  PORTOLAN_CHECK(id.layer >= 0 && id.layer < identity_.num_layers &&
+                 id.expert >= 0 && id.expert < identity_.num_experts);
+  return static_cast<size_t>(id.layer) *
+             static_cast<size_t>(identity_.num_experts) +
+         static_cast<size_t>(id.expert);
+}
+
+absl::Status PackFormat::Finish(ExpertId id, std::span<const std::byte> landing,
+                                std::span<std::byte> slot) {
+  PORTOLAN_CHECK(landing.data() == slot.data());
+  const size_t index = Index(id);
+  if (Hash64(slot, identity_.fingerprint) == hashes_[index]) {
+    return absl::OkStatus();
+  }
+  return absl::DataLossError(absl::StrCat(
+      "expert pack ", file_.path(), " is damaged: the record of expert ",
+      ToString(id), " at byte ", segments_[index].offset,
+      " has a wrong hash; run portolan pack again, or delete the file"));
+}
+
+}  // namespace portolan
