@@ -138,7 +138,6 @@ absl::Status AddedTokens::Add(const JsonField& field, const Vocabulary& model) {
     return field.Error(absl::StrCat(Quoted(token.content), " or its id ",
                                     token.id, " is already taken"));
   }
-  is_special_[token.id] = token.special;
   tokens_.push_back(std::move(token));
   return absl::OkStatus();
 }
@@ -148,13 +147,15 @@ absl::Status AddedTokens::BuildTries(const Normalizer* normalizer) {
   std::stable_partition(tokens_.begin(), tokens_.end(),
                         [](const Token& token) { return token.special; });
   for (size_t i = 0; i < tokens_.size(); ++i) {
-    const Token& token = tokens_[i];
+    Token& token = tokens_[i];
+    index_of_id_[token.id] = i;
     NormalizedText pattern = {token.content, true};
     if (token.normalized && normalizer != nullptr) {
       PORTOLAN_RETURN_IF_ERROR(normalizer->Apply(pattern));
     }
-    if (pattern.text.empty()) continue;
-    (token.normalized ? normalized_ : raw_).Add(pattern.text, i);
+    token.spelling = std::move(pattern.text);
+    if (token.spelling.empty()) continue;
+    (token.normalized ? normalized_ : raw_).Add(token.spelling, i);
   }
   return absl::OkStatus();
 }
@@ -174,8 +175,11 @@ void AddedTokens::Find(const StringTrie& trie, std::string_view text,
     size_t end = at + match->num_bytes;
     at = end;  // also past a match that is not taken
     if (token.single_word && !IsSingleWord(text, begin, end)) continue;
-    if (token.lstrip) begin = SkipSpaceLeft(text, begin, std::min(begin, last));
+    if (token.lstrip) begin = std::max(last, SkipSpaceLeft(text, begin, last));
     if (token.rstrip) end = SkipSpaceRight(text, end);
+    // A token of white space that the token before has taken counts again,
+    // unless it strips to its left and so ends up empty.
+    if (begin >= end) continue;
     if (last < begin) segments.push_back({last, begin, std::nullopt});
     segments.push_back({begin, end, token.id});
     last = end;
@@ -184,8 +188,14 @@ void AddedTokens::Find(const StringTrie& trie, std::string_view text,
 }
 
 bool AddedTokens::IsSpecial(int32_t id) const {
-  const auto found = is_special_.find(id);
-  return found != is_special_.end() && found->second;
+  const auto found = index_of_id_.find(id);
+  return found != index_of_id_.end() && tokens_[found->second].special;
+}
+
+const std::string* AddedTokens::Spelling(int32_t id) const {
+  const auto found = index_of_id_.find(id);
+  return found == index_of_id_.end() ? nullptr
+                                     : &tokens_[found->second].spelling;
 }
 
 }  // namespace portolan

@@ -74,11 +74,15 @@ class AddedTokens {
   }
 
   bool IsSpecial(int32_t id) const;
+  // What the decoder is given for `id`: the text in which the token is looked
+  // for, normalized if that is. Null if it is no added token.
+  const std::string* Spelling(int32_t id) const;
   const Vocabulary& vocabulary() const { return vocabulary_; }
 
  private:
   struct Token {
     std::string content;
+    std::string spelling;
     int32_t id;
     bool single_word;
     bool lstrip;
@@ -94,7 +98,7 @@ class AddedTokens {
             std::vector<Segment>& segments) const;
 
   std::vector<Token> tokens_;
-  absl::flat_hash_map<int32_t, bool> is_special_;  // by id
+  absl::flat_hash_map<int32_t, size_t> index_of_id_;
   Vocabulary vocabulary_;
   StringTrie raw_;
   StringTrie normalized_;

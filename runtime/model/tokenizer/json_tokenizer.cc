@@ -36,7 +36,8 @@ class JsonTokenizer : public Tokenizer {
   }
 
   std::optional<std::string> IdToToken(int32_t id) const override {
-    const std::string* token = Spelling(id);
+    const std::string* token = added_.vocabulary().Token(id);
+    if (token == nullptr) token = model_->vocabulary().Token(id);
     if (token == nullptr) return std::nullopt;
     return *token;
   }
@@ -57,13 +58,9 @@ class JsonTokenizer : public Tokenizer {
     Bpe::Scratch model;
   };
 
-  const std::string* Spelling(int32_t id) const {
-    const std::string* token = added_.vocabulary().Token(id);
-    return token != nullptr ? token : model_->vocabulary().Token(id);
-  }
-
   bool SpellToken(int32_t id, std::string_view& token) const override {
-    const std::string* spelling = Spelling(id);
+    const std::string* spelling = added_.Spelling(id);
+    if (spelling == nullptr) spelling = model_->vocabulary().Token(id);
     if (spelling == nullptr) return false;
     token = *spelling;
     return true;

@@ -111,7 +111,7 @@ class StripNormalizer : public Normalizer {
       }
       at += c.num_bytes;
     }
-    if (begin > end) begin = end = 0;  // all white space
+    if (begin > end) begin = end = left_ ? text.text.size() : 0;  // all space
     if (!left_) begin = 0;
     if (!right_) end = text.text.size();
     if (begin > 0) text.at_start = false;

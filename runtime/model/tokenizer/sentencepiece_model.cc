@@ -53,11 +53,25 @@ std::string SentencePieceModel::UnknownSurface() const {
 }
 
 // The flags lie in a message whose header is not installed, so the library is
-// asked what it does.
+// asked what it does to two pieces of nothing but a space. Without such a piece
+// no text shows the difference between one dropped and all.
 SentencePieceModel::LeadingSpace SentencePieceModel::leading_space() const {
-  const std::string text = DecodePieces({"\u2581", "\u2581x"});
-  if (text == "x") return LeadingSpace::kAllDropped;
-  return text == " x" ? LeadingSpace::kOneDropped : LeadingSpace::kKept;
+  const std::string space = "\u2581";
+  const int32_t space_id = PieceToId(space);
+  if (Kind(space_id) == PieceKind::kNormal) {
+    const std::string text = DecodePieces({space, space});
+    if (text.empty()) return LeadingSpace::kAllDropped;
+    return text == " " ? LeadingSpace::kOneDropped : LeadingSpace::kKept;
+  }
+  for (int32_t id = 0; id < num_pieces(); ++id) {
+    if (Kind(id) != PieceKind::kNormal || !Piece(id).starts_with(space)) {
+      continue;
+    }
+    return DecodePieces({Piece(id)}).starts_with(' ')
+               ? LeadingSpace::kKept
+               : LeadingSpace::kOneDropped;
+  }
+  return LeadingSpace::kKept;
 }
 
 }  // namespace portolan

@@ -35,6 +35,7 @@ class PieceStage : public DecodeStage {
       PushByte(id);
     } else {
       FlushBytes();
+      if (!text_.empty()) at_start_ = false;
       AppendPiece(model_.Kind(id));
     }
     piece_.clear();

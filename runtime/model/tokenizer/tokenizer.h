@@ -59,7 +59,7 @@ class Tokenizer {
  private:
   friend class StreamDecoder;
 
-  // The spelling of a token for the stages; empty and false if out of range.
+  // What the stages are given for `id`; false if it is not in the vocabulary.
   virtual bool SpellToken(int32_t id, std::string_view& token) const = 0;
 
   // The stages from tokens to text, at least one, not linked yet.
