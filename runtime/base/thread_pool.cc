@@ -4,14 +4,16 @@
 #include <pthread.h>
 #include <sched.h>
 
+#include <chrono>
+
 #include "runtime/base/check.h"
 
 namespace portolan {
 namespace {
 
-// About 20 us of spinning on current processors: longer than the gap between
-// two loops of one layer, shorter than a scheduler would notice.
-constexpr int kSpins = 600;
+// How long a thread spins before it sleeps: longer than the gap between two
+// loops of one layer, shorter than a scheduler would notice.
+constexpr std::chrono::microseconds kSpin(30);
 
 void BindTo(int cpu) {
   cpu_set_t set;
@@ -23,11 +25,14 @@ void BindTo(int cpu) {
 
 // Waits until `value` differs from `old`: spins first, then sleeps.
 uint32_t WaitForChange(const std::atomic<uint32_t>& value, uint32_t old) {
-  for (int spin = 0; spin < kSpins; ++spin) {
-    const uint32_t now = value.load(std::memory_order_acquire);
-    if (now != old) return now;
-    _mm_pause();
-  }
+  const auto deadline = std::chrono::steady_clock::now() + kSpin;
+  do {
+    for (int i = 0; i < 16; ++i) {
+      const uint32_t now = value.load(std::memory_order_acquire);
+      if (now != old) return now;
+      _mm_pause();
+    }
+  } while (std::chrono::steady_clock::now() < deadline);
   value.wait(old, std::memory_order_acquire);
   return value.load(std::memory_order_acquire);
 }
@@ -35,8 +40,12 @@ uint32_t WaitForChange(const std::atomic<uint32_t>& value, uint32_t old) {
 }  // namespace
 
 void FlushDenormals() {
-  _MM_SET_FLUSH_ZERO_MODE(_MM_FLUSH_ZERO_ON);
-  _mm_setcsr(_mm_getcsr() | 0x0040u);  // DAZ
+  constexpr uint32_t kFlushToZeroAndDenormalsAreZero = 0x8040u;
+  const uint32_t state = _mm_getcsr();
+  if ((state & kFlushToZeroAndDenormalsAreZero) !=
+      kFlushToZeroAndDenormalsAreZero) {
+    _mm_setcsr(state | kFlushToZeroAndDenormalsAreZero);
+  }
 }
 
 ThreadPool::ThreadPool(int num_threads, std::vector<int> cpus) {
@@ -47,7 +56,7 @@ ThreadPool::ThreadPool(int num_threads, std::vector<int> cpus) {
   workers_.reserve(static_cast<size_t>(num_threads - 1));
   for (int i = 1; i < num_threads; ++i) {
     const int cpu = cpus.empty() ? -1 : cpus[static_cast<size_t>(i)];
-    workers_.emplace_back([this, cpu] { Work(cpu); });
+    workers_.emplace_back([this, i, cpu] { Work(i, cpu); });
   }
 }
 
@@ -60,41 +69,65 @@ ThreadPool::~ThreadPool() {
 
 void ThreadPool::ParallelFor(int64_t num_tasks,
                              absl::FunctionRef<void(int64_t)> task) {
+  ParallelForThread(num_tasks, [task](int64_t i, int) { task(i); });
+}
+
+void ThreadPool::ParallelForThread(int64_t num_tasks,
+                                   absl::FunctionRef<void(int64_t, int)> task) {
+  FlushDenormals();
   if (workers_.empty() || num_tasks <= 1) {
-    for (int64_t i = 0; i < num_tasks; ++i) task(i);
+    for (int64_t i = 0; i < num_tasks; ++i) task(i, 0);
     return;
   }
   num_tasks_ = num_tasks;
   task_ = &task;
   next_task_.store(0, std::memory_order_relaxed);
-  pending_workers_.store(static_cast<uint32_t>(workers_.size()),
-                         std::memory_order_relaxed);
+  inside_.store(kOpen, std::memory_order_release);
   epoch_.fetch_add(1, std::memory_order_release);
   epoch_.notify_all();
-  RunTasks();
-  uint32_t pending = pending_workers_.load(std::memory_order_acquire);
-  while (pending != 0) pending = WaitForChange(pending_workers_, pending);
+  RunTasks(0);
+  uint32_t inside =
+      inside_.fetch_and(~kOpen, std::memory_order_acq_rel) & ~kOpen;
+  while (inside != 0) inside = WaitForChange(inside_, inside);
 }
 
-void ThreadPool::RunTasks() {
+void ThreadPool::RunTasks(int thread) {
   while (true) {
     const int64_t i = next_task_.fetch_add(1, std::memory_order_relaxed);
     if (i >= num_tasks_) return;
-    (*task_)(i);
+    (*task_)(i, thread);
   }
 }
 
-void ThreadPool::Work(int cpu) {
+bool ThreadPool::Join() {
+  uint32_t inside = inside_.load(std::memory_order_relaxed);
+  while ((inside & kOpen) != 0) {
+    if (inside_.compare_exchange_weak(inside, inside + 1,
+                                      std::memory_order_acquire,
+                                      std::memory_order_relaxed)) {
+      return true;
+    }
+  }
+  return false;
+}
+
+void ThreadPool::Leave() {
+  // The caller sleeps at most while the loop is closed.
+  if (inside_.fetch_sub(1, std::memory_order_acq_rel) == 1) {
+    inside_.notify_one();
+  }
+}
+
+void ThreadPool::Work(int thread, int cpu) {
   FlushDenormals();
   if (cpu >= 0) BindTo(cpu);
   uint32_t seen = 0;
   while (true) {
     seen = WaitForChange(epoch_, seen);
     if (stopping_.load(std::memory_order_relaxed)) return;
-    RunTasks();
-    if (pending_workers_.fetch_sub(1, std::memory_order_acq_rel) == 1) {
-      pending_workers_.notify_one();
-    }
+    if (!Join()) continue;
+    RunTasks(thread);
+    Leave();
   }
 }
 

@@ -10,14 +10,18 @@
 namespace portolan {
 
 // Flushes denormals to zero (DAZ and FTZ) on the calling thread. Every thread
-// that computes calls it; ThreadPool's workers do.
+// that computes calls it; ThreadPool's workers do, and so does the thread that
+// calls ParallelFor().
 void FlushDenormals();
 
 // A few threads that share parallel loops: the caller of ParallelFor() and
 // num_threads - 1 workers, which spin for some microseconds after a loop and
-// then sleep, so that an idle or oversubscribed machine is left alone.
+// then sleep, so that an idle or oversubscribed machine is left alone. A worker
+// that wakes too late takes no part in the loop, and the loop does not wait for
+// it.
 //
-// ParallelFor() allocates nothing. Thread-compatible: one loop at a time.
+// ParallelFor() allocates nothing. Thread-compatible: one loop at a time, and
+// no loop inside a task.
 class ThreadPool {
  public:
   // cpus[i]: the logical CPU that thread i is bound to, the caller being
@@ -33,18 +37,30 @@ class ThreadPool {
   // and returns when all have ended. Tasks are claimed in rising order.
   void ParallelFor(int64_t num_tasks, absl::FunctionRef<void(int64_t)> task);
 
- private:
-  void Work(int cpu);
-  void RunTasks();
+  // As ParallelFor(), with task(i, thread): `thread` in [0, num_threads())
+  // never runs two tasks at once, the caller is 0.
+  void ParallelForThread(int64_t num_tasks,
+                         absl::FunctionRef<void(int64_t, int)> task);
 
-  // One loop. `epoch_` rises by one when it is published; a worker that saw the
-  // epoch takes part and reports in `pending_workers_`.
+ private:
+  void Work(int thread, int cpu);
+  void RunTasks(int thread);
+  bool Join();
+  void Leave();
+
+  // Workers that found the loop open and have not left it, plus kOpen while
+  // workers may join. The caller may touch the loop's description only while
+  // this is 0.
+  static constexpr uint32_t kOpen = 1u << 31;
+  std::atomic<uint32_t> inside_{0};
+  // Rises by one for every loop: what idle workers wait for.
   std::atomic<uint32_t> epoch_{0};
-  std::atomic<int64_t> next_task_{0};
-  std::atomic<uint32_t> pending_workers_{0};
   std::atomic<bool> stopping_{false};
-  int64_t num_tasks_ = 0;                                 // set before epoch_
-  absl::FunctionRef<void(int64_t)>* task_ = nullptr;      // set before epoch_
+
+  // The loop, written before it opens.
+  std::atomic<int64_t> next_task_{0};
+  int64_t num_tasks_ = 0;
+  absl::FunctionRef<void(int64_t, int)>* task_ = nullptr;
 
   std::vector<std::thread> workers_;
 };

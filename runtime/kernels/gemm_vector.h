@@ -1,0 +1,201 @@
+#pragma once
+
+#include "runtime/kernels/gemm_reference.h"
+
+// The matrix product in vector registers: lanes are outputs, x is broadcast.
+// Per block of K every (row, output) has its even and its odd chain in
+// registers; the running sum is touched once per block only. Internal to the
+// path_*.cc files.
+
+namespace portolan {
+namespace {
+
+// Register tile: rows x output blocks. 3 x 1 fills 12 of AVX2's 16 registers
+// with chains, 6 x 2 fills 24 of AVX-512's 32.
+constexpr int kTileRows = kWidth == 16 ? 6 : 3;
+constexpr int kTileBlocks = kWidth == 16 ? 2 : 1;
+
+// bf16 elements by which the prefetch runs ahead of the loads, per block.
+constexpr int64_t kAhead = 4 * kTileSize;
+
+struct VectorTile {
+  const float* x;
+  int64_t x_stride;
+  const uint16_t* w;
+  int64_t w_block_stride;
+  int64_t k_blocks;
+  float* c;
+  int64_t c_stride;
+  bool accumulate;
+  const uint16_t* w_last;  // the last tile worth a prefetch
+};
+
+// The chains of one parity: chain += x * w for one pair of K, where `x` points
+// to the element of that parity and `pair` to 16 interleaved outputs.
+template <bool kOdd, int kRows, int kBlocks>
+inline void StepChains(const VectorTile& t, const float* x,
+                       const uint16_t* pair,
+                       Vec (&chain)[kRows][kBlocks][kParts]) {
+  // Hides from the compiler that both parities load the same words: keeping
+  // them would cost registers that the chains need.
+  asm volatile("" : "+r"(pair));
+  Vec w[kBlocks][kParts];
+  PORTOLAN_UNROLL
+  for (int b = 0; b < kBlocks; ++b) {
+    PORTOLAN_UNROLL
+    for (int p = 0; p < kParts; ++p) {
+      UintVec both;
+      __builtin_memcpy(&both, pair + b * t.w_block_stride + p * 2 * kWidth,
+                       sizeof(both));
+      w[b][p] = kOdd ? (Vec)(both & 0xffff0000u) : (Vec)(both << 16);
+    }
+  }
+  PORTOLAN_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    const Vec x_row = Splat(x[r * t.x_stride]);
+    PORTOLAN_UNROLL
+    for (int b = 0; b < kBlocks; ++b) {
+      PORTOLAN_UNROLL
+      for (int p = 0; p < kParts; ++p) {
+        chain[r][b][p] = MultiplyAdd(x_row, w[b][p], chain[r][b][p]);
+      }
+    }
+  }
+}
+
+template <int kRows, int kBlocks, bool kPrefetch>
+void MultiplyTile(const VectorTile& t) {
+  Vec sum[kRows][kBlocks][kParts];
+  PORTOLAN_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    PORTOLAN_UNROLL
+    for (int b = 0; b < kBlocks; ++b) {
+      PORTOLAN_UNROLL
+      for (int p = 0; p < kParts; ++p) {
+        const float* c = t.c + r * t.c_stride + b * kLanes + p * kWidth;
+        sum[r][b][p] = t.accumulate ? LoadVec(c) : Vec{};
+      }
+    }
+  }
+  const float* x = t.x;
+  const uint16_t* w = t.w;
+  for (int64_t kb = 0; kb < t.k_blocks; ++kb, x += kBlockK, w += kTileSize) {
+    Vec even[kRows][kBlocks][kParts] = {};
+    Vec odd[kRows][kBlocks][kParts] = {};
+    const uint16_t* ahead[kBlocks];
+    PORTOLAN_UNROLL
+    for (int b = 0; b < kBlocks; ++b) {
+      const uint16_t* next = w + b * t.w_block_stride + kAhead;
+      ahead[b] = next < t.w_last ? next : t.w_last;
+    }
+    for (int64_t pair = 0; pair < kBlockK / 2; ++pair) {
+      PORTOLAN_UNROLL
+      for (int b = 0; b < kBlocks && kPrefetch; ++b) {
+        __builtin_prefetch(ahead[b] + pair * 2 * kLanes);
+      }
+      const uint16_t* outputs = w + pair * 2 * kLanes;
+      StepChains<false>(t, x + 2 * pair, outputs, even);
+      StepChains<true>(t, x + 2 * pair + 1, outputs, odd);
+    }
+    PORTOLAN_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      PORTOLAN_UNROLL
+      for (int b = 0; b < kBlocks; ++b) {
+        PORTOLAN_UNROLL
+        for (int p = 0; p < kParts; ++p) {
+          sum[r][b][p] += even[r][b][p] + odd[r][b][p];
+        }
+      }
+    }
+  }
+  PORTOLAN_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    PORTOLAN_UNROLL
+    for (int b = 0; b < kBlocks; ++b) {
+      PORTOLAN_UNROLL
+      for (int p = 0; p < kParts; ++p) {
+        StoreVec(t.c + r * t.c_stride + b * kLanes + p * kWidth, sum[r][b][p]);
+      }
+    }
+  }
+}
+
+using TileFunction = void (*)(const VectorTile&);
+
+// By number of rows - 1.
+template <int kBlocks, bool kPrefetch>
+constexpr TileFunction kTileFunctions[6] = {
+    MultiplyTile<1, kBlocks, kPrefetch>,
+    MultiplyTile<2, kBlocks, kPrefetch>,
+    MultiplyTile<3, kBlocks, kPrefetch>,
+    MultiplyTile<kTileRows == 6 ? 4 : 3, kBlocks, kPrefetch>,
+    MultiplyTile<kTileRows == 6 ? 5 : 3, kBlocks, kPrefetch>,
+    MultiplyTile<kTileRows == 6 ? 6 : 3, kBlocks, kPrefetch>};
+
+// All rows over one group of output blocks; the first rows bring the weights
+// into the cache.
+template <int kBlocks>
+void MultiplyBlocks(const MultiplyArgs& args, VectorTile tile) {
+  for (int64_t row = 0; row < args.rows; row += kTileRows) {
+    const int64_t rows =
+        args.rows - row < kTileRows ? args.rows - row : kTileRows;
+    if (row == 0) {
+      kTileFunctions<kBlocks, true>[rows - 1](tile);
+    } else {
+      kTileFunctions<kBlocks, false>[rows - 1](tile);
+    }
+    tile.x += kTileRows * tile.x_stride;
+    tile.c += kTileRows * tile.c_stride;
+  }
+}
+
+void MultiplyVector(const MultiplyArgs& args) {
+  VectorTile tile;
+  tile.x = static_cast<const float*>(args.x) + args.first_k_block * kBlockK;
+  tile.x_stride = args.x_k_blocks * kBlockK;
+  tile.w_block_stride = args.w_block_stride;
+  tile.k_blocks = args.k_blocks;
+  tile.c_stride = args.c_stride;
+  tile.accumulate = args.accumulate;
+  tile.w_last = static_cast<const uint16_t*>(args.w_end) - kTileSize;
+  int64_t block = 0;
+  while (block < args.num_blocks) {
+    tile.w = static_cast<const uint16_t*>(args.w) + block * args.w_block_stride;
+    tile.c = args.c + block * kLanes;
+    if (kTileBlocks == 2 && block + 2 <= args.num_blocks) {
+      MultiplyBlocks<kTileBlocks>(args, tile);
+      block += 2;
+    } else {
+      MultiplyBlocks<1>(args, tile);
+      block += 1;
+    }
+  }
+}
+
+// f32 rows as WidenRows<uint16_t>, a vector at a time.
+void WidenRowsVector(const void* const* rows, int64_t num_rows, int64_t cols,
+                     int64_t k_blocks, void* x) {
+  auto* out = static_cast<float*>(x);
+  const int64_t padded = k_blocks * kBlockK;
+  for (int64_t row = 0; row < num_rows; ++row, out += padded) {
+    const auto* in = static_cast<const uint16_t*>(rows[row]);
+    int64_t k = 0;
+    for (; k + kWidth <= cols; k += kWidth) StoreVec(out + k, Widen(in + k));
+    for (; k < cols; ++k) out[k] = ToF32(in[k]);
+    for (; k < padded; ++k) out[k] = 0.0f;
+  }
+}
+
+constexpr KernelTable VectorTable() {
+  KernelTable table = ReferenceTable();
+  table.f32.row_group = kTileRows;
+  table.f32.multiply = MultiplyVector;
+  table.bf16_few.row_group = kTileRows;
+  table.bf16_few.prepare = WidenRowsVector;
+  table.bf16_few.multiply = MultiplyVector;
+  table.bf16_many = table.bf16_few;
+  return table;
+}
+
+}  // namespace
+}  // namespace portolan

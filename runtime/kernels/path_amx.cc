@@ -1,0 +1,13 @@
+#include "runtime/kernels/gemm_amx.h"
+#include "runtime/kernels/row_kernels.h"
+
+namespace portolan {
+namespace {
+
+constexpr KernelTable kTable = WithRowKernels(TileTable());
+
+}  // namespace
+
+const KernelTable& AmxTable() { return kTable; }
+
+}  // namespace portolan

@@ -1,0 +1,13 @@
+#include "runtime/kernels/gemm_vector.h"
+#include "runtime/kernels/row_kernels.h"
+
+namespace portolan {
+namespace {
+
+constexpr KernelTable kTable = WithRowKernels(VectorTable());
+
+}  // namespace
+
+const KernelTable& Avx2Table() { return kTable; }
+
+}  // namespace portolan

@@ -1,0 +1,13 @@
+#include "runtime/kernels/gemm_reference.h"
+#include "runtime/kernels/row_kernels.h"
+
+namespace portolan {
+namespace {
+
+constexpr KernelTable kTable = WithRowKernels(ReferenceTable());
+
+}  // namespace
+
+const KernelTable& ScalarTable() { return kTable; }
+
+}  // namespace portolan

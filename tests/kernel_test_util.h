@@ -1,0 +1,83 @@
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <bit>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "runtime/base/aligned_buffer.h"
+#include "runtime/kernels/activation.h"
+#include "runtime/kernels/cpu_path.h"
+#include "runtime/kernels/kernel_table.h"
+#include "runtime/kernels/packed_matrix.h"
+
+namespace portolan {
+
+// The sources of the AVX-512 and AMX paths, compiled for any machine against
+// plain C++ stand-ins of the instructions.
+const KernelTable& EmulatedAvx512Table();
+const KernelTable& EmulatedAmxTable();
+
+// A table under test; a null table cannot run here, for the reason `missing`.
+struct TestedPath {
+  std::string name;
+  const KernelTable* table = nullptr;
+  std::string missing;
+};
+
+// Scalar without FMA, every native path, and the emulated ones.
+std::vector<TestedPath> TestedPaths();
+
+std::string NameOfPath(const testing::TestParamInfo<TestedPath>& info);
+
+// Repeatable numbers of mixed magnitude, some of them denormal in bf16 or f32.
+class Random {
+ public:
+  explicit Random(uint64_t seed) : state_(seed) {}
+
+  uint64_t Next();
+  // Uniform in [-1, 1).
+  float Uniform();
+  std::vector<float> Matrix(int64_t rows, int64_t cols);
+
+ private:
+  uint64_t state_;
+};
+
+// Activations of their own: `values` rounded to the dtype.
+class Activations {
+ public:
+  Activations(ActivationDtype dtype, int64_t rows, int64_t cols);
+  Activations(ActivationDtype dtype, const std::vector<float>& values,
+              int64_t cols);
+
+  float At(int64_t row, int64_t col) const;
+  // Rows [begin, begin + count), in order.
+  ActivationView Rows(int64_t begin, int64_t count) const;
+
+  ActivationView view;
+
+ private:
+  AlignedBuffer buffer_;
+};
+
+// A packed matrix of its own: `values` [n, k] rounded to bf16.
+class PackedWeights {
+ public:
+  PackedWeights(const std::vector<float>& values, int64_t n, int64_t k);
+
+  PackedMatrix matrix;
+
+ private:
+  AlignedBuffer buffer_;
+};
+
+std::vector<Bf16> RoundAll(const std::vector<float>& values);
+
+// True if both have the same bits.
+testing::AssertionResult SameBits(const std::vector<float>& actual,
+                                  const std::vector<float>& expected);
+
+}  // namespace portolan
