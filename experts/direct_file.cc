@@ -32,6 +32,8 @@ absl::StatusOr<DirectFile> DirectFile::Open(const std::string& path,
   }
   const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
   if (fd < 0) return OpenError(path, errno);
+  // No read-ahead: DropPages() would not know of its pages.
+  static_cast<void>(posix_fadvise(fd, 0, 0, POSIX_FADV_RANDOM));
   return DirectFile(fd, path, Mode::kBuffered);
 }
 

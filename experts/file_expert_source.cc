@@ -38,7 +38,7 @@ std::string FileExpertSource::name() const {
                       direct ? "direct" : "buffered", ")");
 }
 
-int32_t FileExpertSource::NumChunks(const FileSegment& segment) const {
+int32_t FileExpertSource::ChunksOf(const FileSegment& segment) const {
   return static_cast<int32_t>((segment.bytes + chunk_bytes_ - 1) /
                               chunk_bytes_);
 }
@@ -46,7 +46,7 @@ int32_t FileExpertSource::NumChunks(const FileSegment& segment) const {
 int32_t FileExpertSource::NumChunks(ExpertId id) const {
   int32_t num_chunks = 0;
   for (const FileSegment& segment : format_->Segments(id)) {
-    num_chunks += NumChunks(segment);
+    num_chunks += ChunksOf(segment);
   }
   return num_chunks;
 }
@@ -61,7 +61,7 @@ void FileExpertSource::Submit(const ChunkRead& read) {
   PORTOLAN_CHECK(free != pending_.end());
   int32_t chunk = read.chunk;
   for (const FileSegment& segment : format_->Segments(read.id)) {
-    const int32_t num_chunks = NumChunks(segment);
+    const int32_t num_chunks = ChunksOf(segment);
     if (chunk >= num_chunks) {
       chunk -= num_chunks;
       continue;

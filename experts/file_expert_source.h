@@ -61,7 +61,7 @@ class FileExpertSource final : public ChunkedSource {
     int short_reads = 0;
   };
 
-  int32_t NumChunks(const FileSegment& segment) const;
+  int32_t ChunksOf(const FileSegment& segment) const;
   void Start(size_t index);
   // Takes note of a result; true if the chunk is done, with its status.
   bool Advance(size_t index, int64_t result, absl::Status* status);
