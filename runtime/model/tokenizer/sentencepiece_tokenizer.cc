@@ -1,6 +1,7 @@
 #include "runtime/model/tokenizer/sentencepiece_tokenizer.h"
 
 #include <cstdint>
+#include <cstdlib>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -12,6 +13,7 @@ namespace portolan {
 namespace {
 
 constexpr std::string_view kSpace = "\u2581";
+constexpr std::string_view kByteStart = "<0x";
 
 using PieceKind = SentencePieceModel::PieceKind;
 using LeadingSpace = SentencePieceModel::LeadingSpace;
@@ -52,10 +54,10 @@ class PieceStage : public DecodeStage {
   }
 
  private:
-  // "<0x41>"
+  // The library has made sure that a byte's name is "<0x41>" or the like.
   void PushByte(int32_t id) {
-    const std::string& name = model_.Piece(id);
-    bytes_ += static_cast<char>(std::stoi(name.substr(3, 2), nullptr, 16));
+    const char* hex = model_.Piece(id).c_str() + kByteStart.size();
+    bytes_ += static_cast<char>(std::strtol(hex, nullptr, 16));
     DecodeBytes(/*all=*/false);
   }
 
