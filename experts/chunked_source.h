@@ -20,7 +20,7 @@ struct ChunkRead {
   int32_t chunk = 0;  // 0 .. NumChunks() - 1
   ReadClass read_class = ReadClass::kDemand;
   std::span<std::byte> landing;  // the whole load's, not the chunk's
-  uint64_t tag = 0;              // returned with the completion
+  uint64_t tag = 0;              // returned with the completion; may repeat
 };
 
 struct ChunkDone {

@@ -28,10 +28,14 @@ void ThrottledSource::Submit(const ChunkRead& read) {
   const int64_t num_chunks = source_->NumChunks(read.id);
   const int64_t bytes = load_bytes_ * (read.chunk + 1) / num_chunks -
                         load_bytes_ * read.chunk / num_chunks;
-  link_.Submit(read.tag, bytes, /*first_of_load=*/read.chunk == 0,
+  const uint64_t number = num_submitted_++;
+  link_.Submit(number, bytes, /*first_of_load=*/read.chunk == 0,
                read.read_class, clock_());
-  pending_.push_back({.tag = read.tag, .status = absl::OkStatus()});
-  source_->Submit(read);
+  pending_.push_back(
+      {.number = number, .tag = read.tag, .status = absl::OkStatus()});
+  ChunkRead inner = read;
+  inner.tag = number;
+  source_->Submit(inner);
 }
 
 void ThrottledSource::Wait(absl::Duration timeout,
@@ -50,8 +54,8 @@ void ThrottledSource::Wait(absl::Duration timeout,
 
 bool ThrottledSource::TakeDone(std::vector<ChunkDone>& done) {
   const absl::Time now = clock_();
-  while (const std::optional<uint64_t> tag = link_.PopArrived(now)) {
-    Find(*tag).arrived = true;
+  while (const std::optional<uint64_t> number = link_.PopArrived(now)) {
+    Find(*number).arrived = true;
   }
   bool any = false;
   std::erase_if(pending_, [&](Pending& pending) {
@@ -63,8 +67,8 @@ bool ThrottledSource::TakeDone(std::vector<ChunkDone>& done) {
   return any;
 }
 
-ThrottledSource::Pending& ThrottledSource::Find(uint64_t tag) {
-  const auto found = std::ranges::find(pending_, tag, &Pending::tag);
+ThrottledSource::Pending& ThrottledSource::Find(uint64_t number) {
+  const auto found = std::ranges::find(pending_, number, &Pending::number);
   PORTOLAN_CHECK(found != pending_.end());
   return *found;
 }

@@ -54,13 +54,14 @@ class ThrottledSource final : public ChunkedSource {
 
  private:
   struct Pending {
-    uint64_t tag = 0;
+    uint64_t number = 0;   // the tag inside
+    uint64_t tag = 0;      // the caller's, which several chunks may share
     bool arrived = false;  // over the link
     bool read = false;     // by the source, with `status`
     absl::Status status;
   };
 
-  Pending& Find(uint64_t tag);
+  Pending& Find(uint64_t number);
   // Moves what has come over the link and is read to `done`.
   bool TakeDone(std::vector<ChunkDone>& done);
 
@@ -69,6 +70,7 @@ class ThrottledSource final : public ChunkedSource {
   const int64_t load_bytes_;
   const Clock clock_;
   LinkModel link_;
+  uint64_t num_submitted_ = 0;
   std::vector<Pending> pending_;  // at most queue_depth()
   std::vector<ChunkDone> source_done_;
 };

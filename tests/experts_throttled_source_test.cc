@@ -109,6 +109,15 @@ TEST_F(ThrottledSourceTest, DemandGoesBeforeWaitingSpeculation) {
   EXPECT_EQ(Next(source), Done(251, 2));
 }
 
+TEST_F(ThrottledSourceTest, ChunksMayShareATag) {
+  ThrottledSource source = Source(absl::Microseconds(1));
+  Submit(source, 7, 0);
+  Submit(source, 7, 1);
+
+  EXPECT_EQ(Next(source), Done(100, 7));
+  EXPECT_EQ(Next(source), Done(151, 7));
+}
+
 TEST_F(ThrottledSourceTest, TellsItsLinkAndTakesOneSpeculativeChunk) {
   ThrottledSource source = Source(absl::Microseconds(1));
   EXPECT_EQ(source.link()->bytes_per_second, 1e6);
