@@ -27,7 +27,9 @@ void ConvertToBf16(TensorDtype dtype, std::span<const std::byte> from,
                  to.size() * static_cast<size_t>(BytesOf(dtype)));
   switch (dtype) {
     case TensorDtype::kBf16:
-      if (!to.empty()) std::memmove(to.data(), from.data(), from.size());
+      if (!to.empty() && static_cast<const void*>(to.data()) != from.data()) {
+        std::memmove(to.data(), from.data(), from.size());
+      }
       return;
     case TensorDtype::kF16:
       return Round<Fp16>(from, to, [](Fp16 value) { return ToFloat(value); });

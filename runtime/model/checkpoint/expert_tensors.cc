@@ -130,10 +130,9 @@ absl::StatusOr<ExpertTensors> ExpertTensors::Find(
 }
 
 const ExpertExtents& ExpertTensors::ExpertExtentsOf(ExpertId id) const {
-  PORTOLAN_CHECK(id.layer >= 0 && id.layer < num_layers());
-  const auto& layer = extents_[static_cast<size_t>(id.layer)];
-  PORTOLAN_CHECK(id.expert >= 0 && id.expert < static_cast<int>(layer.size()));
-  return layer[static_cast<size_t>(id.expert)];
+  PORTOLAN_CHECK(Contains(id));
+  return extents_[static_cast<size_t>(id.layer)]
+                 [static_cast<size_t>(id.expert)];
 }
 
 uint64_t ExpertTensors::total_bytes() const {

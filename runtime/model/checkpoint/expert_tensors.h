@@ -24,6 +24,8 @@ class ExpertTensors {
   static absl::StatusOr<ExpertTensors> Find(const ModelConfig& config,
                                             const Checkpoint& checkpoint);
 
+  ExpertTensors() = default;
+
   const ExpertShape& shape() const { return shape_; }
   int num_layers() const { return static_cast<int>(extents_.size()); }
   int num_experts() const { return num_experts_; }
@@ -32,7 +34,13 @@ class ExpertTensors {
     return !extents_[static_cast<size_t>(layer)].empty();
   }
 
-  // Requires an expert of a MoE layer.
+  // Whether there is such an expert.
+  bool Contains(ExpertId id) const {
+    return id.layer >= 0 && id.layer < num_layers() && id.expert >= 0 &&
+           id.expert < num_experts_ && IsMoeLayer(id.layer);
+  }
+
+  // Requires Contains(id).
   const ExpertExtents& ExpertExtentsOf(ExpertId id) const;
 
   // Of all experts as they lie in the checkpoint.
@@ -43,7 +51,7 @@ class ExpertTensors {
       : shape_(shape), num_experts_(num_experts) {}
 
   ExpertShape shape_;
-  int num_experts_;
+  int num_experts_ = 0;
   std::vector<std::vector<ExpertExtents>> extents_;  // [layer][expert]
 };
 

@@ -1,0 +1,346 @@
+#include "runtime/model/checkpoint/dense_weights.h"
+
+#include <algorithm>
+#include <functional>
+#include <set>
+#include <tuple>
+#include <utility>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "experts/expert_slot.h"
+#include "experts/weight_conversion.h"
+#include "runtime/base/status_macros.h"
+#include "runtime/model/checkpoint/expert_tensors.h"
+
+namespace portolan {
+namespace {
+
+// Matrices pass through a staging buffer of about this size, in bands of rows.
+constexpr int64_t kStagingBytes = 8 << 20;
+
+// Plans first (finds every tensor, takes the memory), then loads.
+class DenseLoader {
+ public:
+  DenseLoader(const ModelConfig& config, const Checkpoint& checkpoint,
+              DenseWeights& weights)
+      : config_(config), checkpoint_(checkpoint), weights_(weights) {}
+
+  absl::Status Plan();
+  absl::Status Run(DenseWeights::Progress progress);
+
+  // Stored dtypes other than bf16: "F16, F32".
+  std::string RoundedDtypes() const;
+
+ private:
+  struct Job {
+    const TensorInfo* tensor;
+    std::function<absl::Status(const TensorInfo&)> load;
+  };
+
+  absl::Status PlanLayer(int layer);
+  absl::Status PlanAttention(const std::string& prefix, LayerWeights& out);
+  absl::Status PlanDenseMlp(int layer, LayerWeights& out);
+
+  // Each takes a tensor of this name and size into `out` when it is its turn.
+  absl::Status AddVector(const std::string& name, int64_t size,
+                         std::vector<float>& out);
+  absl::Status AddMatrix(const std::string& name, int64_t rows, int64_t cols,
+                         PackedMatrix& out);
+  absl::Status AddEmbedding();
+
+  absl::Status LoadVector(const TensorInfo& tensor, std::vector<float>& out);
+  absl::Status LoadMatrix(const TensorInfo& tensor, Bf16* packed);
+  absl::Status LoadEmbedding(const TensorInfo& tensor, std::span<Bf16> rows);
+
+  // Elements [first, first + count) of the tensor as bf16, valid until the next
+  // call.
+  absl::StatusOr<std::span<const Bf16>> ReadElements(const TensorInfo& tensor,
+                                                     int64_t first,
+                                                     int64_t count);
+  absl::StatusOr<std::byte*> NewBuffer(int64_t bytes);
+
+  const ModelConfig& config_;
+  const Checkpoint& checkpoint_;
+  DenseWeights& weights_;
+  std::vector<Job> jobs_;
+  AlignedBuffer staging_;
+};
+
+absl::Status DenseLoader::Plan() {
+  weights_.hidden = config_.hidden;
+  weights_.layers.resize(static_cast<size_t>(config_.num_layers));
+  PORTOLAN_RETURN_IF_ERROR(AddEmbedding());
+  PORTOLAN_RETURN_IF_ERROR(
+      AddVector("model.norm.weight", config_.hidden, weights_.final_norm));
+  if (!config_.tie_embeddings) {
+    PORTOLAN_RETURN_IF_ERROR(AddMatrix("lm_head.weight", config_.vocab_size,
+                                       config_.hidden, weights_.lm_head));
+  }
+  for (int layer = 0; layer < config_.num_layers; ++layer) {
+    PORTOLAN_RETURN_IF_ERROR(PlanLayer(layer));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status DenseLoader::PlanLayer(int layer) {
+  LayerWeights& out = weights_.layers[static_cast<size_t>(layer)];
+  const std::string prefix = absl::StrCat("model.layers.", layer, ".");
+  PORTOLAN_RETURN_IF_ERROR(
+      AddVector(absl::StrCat(prefix, "input_layernorm.weight"), config_.hidden,
+                out.input_norm));
+  PORTOLAN_RETURN_IF_ERROR(
+      AddVector(absl::StrCat(prefix, "post_attention_layernorm.weight"),
+                config_.hidden, out.post_attention_norm));
+  PORTOLAN_RETURN_IF_ERROR(
+      PlanAttention(absl::StrCat(prefix, "self_attn."), out));
+  if (!config_.IsMoeLayer(layer)) return PlanDenseMlp(layer, out);
+  PORTOLAN_ASSIGN_OR_RETURN(const std::string block,
+                            MoeBlockOf(config_, checkpoint_, layer));
+  return AddMatrix(absl::StrCat(block, ".gate.weight"), config_.num_experts,
+                   config_.hidden, out.gate);
+}
+
+absl::Status DenseLoader::PlanAttention(const std::string& prefix,
+                                        LayerWeights& out) {
+  const int64_t q_size = int64_t{config_.num_heads} * config_.head_dim;
+  const int64_t kv_size = int64_t{config_.num_kv_heads} * config_.head_dim;
+  struct Projection {
+    const char* name;
+    int64_t rows, cols;
+    PackedMatrix& matrix;
+    std::vector<float>& bias;
+    bool has_bias;
+  };
+  const Projection projections[] = {{"q_proj", q_size, config_.hidden, out.q,
+                                     out.q_bias, config_.has_qkv_bias},
+                                    {"k_proj", kv_size, config_.hidden, out.k,
+                                     out.k_bias, config_.has_qkv_bias},
+                                    {"v_proj", kv_size, config_.hidden, out.v,
+                                     out.v_bias, config_.has_qkv_bias},
+                                    {"o_proj", config_.hidden, q_size, out.o,
+                                     out.o_bias, config_.has_output_bias}};
+  for (const Projection& p : projections) {
+    PORTOLAN_RETURN_IF_ERROR(AddMatrix(absl::StrCat(prefix, p.name, ".weight"),
+                                       p.rows, p.cols, p.matrix));
+    if (!p.has_bias) continue;
+    PORTOLAN_RETURN_IF_ERROR(
+        AddVector(absl::StrCat(prefix, p.name, ".bias"), p.rows, p.bias));
+  }
+  if (!config_.has_qk_norm) return absl::OkStatus();
+  PORTOLAN_RETURN_IF_ERROR(AddVector(absl::StrCat(prefix, "q_norm.weight"),
+                                     config_.head_dim, out.q_norm));
+  return AddVector(absl::StrCat(prefix, "k_norm.weight"), config_.head_dim,
+                   out.k_norm);
+}
+
+absl::Status DenseLoader::PlanDenseMlp(int layer, LayerWeights& out) {
+  const ExpertShape shape = DenseMlpShape(config_);
+  PORTOLAN_ASSIGN_OR_RETURN(std::byte * slot,
+                            NewBuffer(ExpertSlotBytes(shape)));
+  out.dense_mlp = slot;
+  using Pack = void (*)(const ExpertShape&, const Bf16*, std::byte*);
+  const std::pair<const char*, Pack> parts[] = {{"gate_proj", PackExpertGate},
+                                                {"up_proj", PackExpertUp},
+                                                {"down_proj", PackExpertDown}};
+  for (const auto& [name, pack] : parts) {
+    const bool is_down = pack == PackExpertDown;
+    const int64_t rows = is_down ? shape.hidden : shape.intermediate;
+    const int64_t cols = is_down ? shape.intermediate : shape.hidden;
+    PORTOLAN_ASSIGN_OR_RETURN(
+        const TensorInfo* tensor,
+        checkpoint_.Get(
+            absl::StrCat("model.layers.", layer, ".mlp.", name, ".weight"),
+            {rows, cols}));
+    jobs_.push_back({tensor, [=, this, pack = pack](const TensorInfo& from) {
+                       const auto matrix = ReadElements(from, 0, rows * cols);
+                       if (matrix.ok()) pack(shape, matrix->data(), slot);
+                       return matrix.status();
+                     }});
+  }
+  return absl::OkStatus();
+}
+
+absl::Status DenseLoader::AddVector(const std::string& name, int64_t size,
+                                    std::vector<float>& out) {
+  PORTOLAN_ASSIGN_OR_RETURN(const TensorInfo* tensor,
+                            checkpoint_.Get(name, {size}));
+  jobs_.push_back({tensor, [this, &out](const TensorInfo& from) {
+                     return LoadVector(from, out);
+                   }});
+  return absl::OkStatus();
+}
+
+absl::Status DenseLoader::AddMatrix(const std::string& name, int64_t rows,
+                                    int64_t cols, PackedMatrix& out) {
+  PORTOLAN_ASSIGN_OR_RETURN(const TensorInfo* tensor,
+                            checkpoint_.Get(name, {rows, cols}));
+  PORTOLAN_ASSIGN_OR_RETURN(std::byte * buffer,
+                            NewBuffer(PackedBytes(rows, cols)));
+  Bf16* packed = reinterpret_cast<Bf16*>(buffer);
+  out = {.data = packed, .n = rows, .k = cols};
+  jobs_.push_back({tensor, [this, packed](const TensorInfo& from) {
+                     return LoadMatrix(from, packed);
+                   }});
+  return absl::OkStatus();
+}
+
+// The rows for look-up; if tied, lm_head is packed from them.
+absl::Status DenseLoader::AddEmbedding() {
+  const int64_t rows = config_.vocab_size;
+  const int64_t cols = config_.hidden;
+  PORTOLAN_ASSIGN_OR_RETURN(
+      const TensorInfo* tensor,
+      checkpoint_.Get("model.embed_tokens.weight", {rows, cols}));
+  PORTOLAN_ASSIGN_OR_RETURN(
+      std::byte * buffer,
+      NewBuffer(rows * cols * static_cast<int64_t>(sizeof(Bf16))));
+  const std::span<Bf16> embedding(reinterpret_cast<Bf16*>(buffer),
+                                  static_cast<size_t>(rows * cols));
+  weights_.embedding = embedding;
+  Bf16* packed = nullptr;
+  if (config_.tie_embeddings) {
+    PORTOLAN_ASSIGN_OR_RETURN(std::byte * head,
+                              NewBuffer(PackedBytes(rows, cols)));
+    packed = reinterpret_cast<Bf16*>(head);
+    weights_.lm_head = {.data = packed, .n = rows, .k = cols};
+  }
+  jobs_.push_back({tensor, [=, this](const TensorInfo& from) {
+                     PORTOLAN_RETURN_IF_ERROR(LoadEmbedding(from, embedding));
+                     if (packed != nullptr) {
+                       PackMatrix(embedding.data(), cols, rows, cols, packed);
+                     }
+                     return absl::OkStatus();
+                   }});
+  return absl::OkStatus();
+}
+
+absl::Status DenseLoader::Run(DenseWeights::Progress progress) {
+  std::ranges::sort(jobs_, {}, [](const Job& job) {
+    return std::tuple(job.tensor->file, job.tensor->offset);
+  });
+  int64_t total = 0;
+  for (const Job& job : jobs_) total += static_cast<int64_t>(job.tensor->bytes);
+  int64_t done = 0;
+  for (const Job& job : jobs_) {
+    PORTOLAN_RETURN_IF_ERROR(job.load(*job.tensor));
+    done += static_cast<int64_t>(job.tensor->bytes);
+    progress(done, total);
+  }
+  return absl::OkStatus();
+}
+
+std::string DenseLoader::RoundedDtypes() const {
+  std::set<std::string> dtypes;
+  for (const Job& job : jobs_) dtypes.insert(job.tensor->dtype);
+  for (const TensorInfo& tensor : checkpoint_.tensors()) {
+    if (absl::StrContains(tensor.name, ".experts.") &&
+        LoadableDtype(tensor.dtype)) {
+      dtypes.insert(tensor.dtype);
+    }
+  }
+  dtypes.erase("BF16");
+  return absl::StrJoin(dtypes, ", ");
+}
+
+absl::Status DenseLoader::LoadVector(const TensorInfo& tensor,
+                                     std::vector<float>& out) {
+  const int64_t size = tensor.shape[0];
+  PORTOLAN_ASSIGN_OR_RETURN(const std::span<const Bf16> values,
+                            ReadElements(tensor, 0, size));
+  out.resize(values.size());
+  std::ranges::transform(values, out.begin(),
+                         [](Bf16 value) { return ToFloat(value); });
+  return absl::OkStatus();
+}
+
+// In bands of whole blocks of outputs, which follow each other when packed.
+absl::Status DenseLoader::LoadMatrix(const TensorInfo& tensor, Bf16* packed) {
+  const int64_t rows = tensor.shape[0];
+  const int64_t cols = tensor.shape[1];
+  const int64_t row_bytes = static_cast<int64_t>(tensor.bytes) / rows;
+  const int64_t blocks =
+      std::max<int64_t>(1, kStagingBytes / (row_bytes * kTileOutputs));
+  const int64_t band = blocks * kTileOutputs;
+  for (int64_t row = 0; row < rows; row += band) {
+    const int64_t count = std::min(band, rows - row);
+    PORTOLAN_ASSIGN_OR_RETURN(const std::span<const Bf16> values,
+                              ReadElements(tensor, row * cols, count * cols));
+    Bf16* to =
+        packed + NumOutputBlocks(row) * NumInputBlocks(cols) * kTileElements;
+    PackMatrix(values.data(), cols, count, cols, to);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status DenseLoader::LoadEmbedding(const TensorInfo& tensor,
+                                        std::span<Bf16> rows) {
+  constexpr size_t kBand = kStagingBytes / sizeof(float);
+  for (size_t first = 0; first < rows.size(); first += kBand) {
+    const size_t count = std::min(kBand, rows.size() - first);
+    PORTOLAN_ASSIGN_OR_RETURN(const std::span<const Bf16> values,
+                              ReadElements(tensor, static_cast<int64_t>(first),
+                                           static_cast<int64_t>(count)));
+    std::ranges::copy(values, rows.subspan(first).begin());
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::span<const Bf16>> DenseLoader::ReadElements(
+    const TensorInfo& tensor, int64_t first, int64_t count) {
+  const TensorDtype dtype = *LoadableDtype(tensor.dtype);  // Get() has checked
+  const auto element_bytes = static_cast<uint64_t>(BytesOf(dtype));
+  const auto bytes = static_cast<size_t>(count) * element_bytes;
+  if (staging_.size() < bytes) {
+    PORTOLAN_ASSIGN_OR_RETURN(
+        staging_, AlignedBuffer::Allocate(
+                      std::max(bytes, static_cast<size_t>(kStagingBytes))));
+  }
+  const std::span<std::byte> raw = staging_.bytes().first(bytes);
+  PORTOLAN_RETURN_IF_ERROR(
+      checkpoint_.Read(tensor, static_cast<uint64_t>(first) * element_bytes,
+                       raw, ReadPurpose::kDense));
+  const std::span<Bf16> values(reinterpret_cast<Bf16*>(raw.data()),
+                               static_cast<size_t>(count));
+  ConvertToBf16(dtype, raw, values);
+  return values;
+}
+
+absl::StatusOr<std::byte*> DenseLoader::NewBuffer(int64_t bytes) {
+  PORTOLAN_ASSIGN_OR_RETURN(
+      AlignedBuffer buffer,
+      AlignedBuffer::Allocate(static_cast<size_t>(bytes)));
+  weights_.buffers.push_back(std::move(buffer));
+  return weights_.buffers.back().data();
+}
+
+}  // namespace
+
+absl::StatusOr<DenseWeights> DenseWeights::Load(const ModelConfig& config,
+                                                const Checkpoint& checkpoint,
+                                                Progress progress,
+                                                Notice notice) {
+  DenseWeights weights;
+  DenseLoader loader(config, checkpoint, weights);
+  PORTOLAN_RETURN_IF_ERROR(loader.Plan());
+  const std::string rounded = loader.RoundedDtypes();
+  if (!rounded.empty()) {
+    notice(absl::StrCat(checkpoint.dir(), ": weights stored as ", rounded,
+                        " are rounded to bf16"));
+  }
+  PORTOLAN_RETURN_IF_ERROR(loader.Run(progress));
+  return weights;
+}
+
+int64_t DenseWeights::bytes() const {
+  size_t bytes = 0;
+  for (const AlignedBuffer& buffer : buffers) bytes += buffer.size();
+  return static_cast<int64_t>(bytes);
+}
+
+ExpertShape DenseMlpShape(const ModelConfig& config) {
+  return {.hidden = config.hidden, .intermediate = config.dense_intermediate};
+}
+
+}  // namespace portolan
