@@ -1,4 +1,32 @@
+# What the in-process and the multi-process tests of comm share.
 add_library(exchange_contract STATIC exchange_contract.cc)
 target_link_libraries(exchange_contract PUBLIC portolan::comm
   PRIVATE portolan_warnings)
+
 portolan_test(comm_token_exchange_test portolan::comm exchange_contract)
+
+add_executable(exchange_program mp/exchange_program.cc)
+target_link_libraries(exchange_program PRIVATE exchange_contract
+  portolan::comm absl::strings portolan_warnings)
+
+# portolan_mpi_test(<name> NP <n>... COMMAND <program> <argument>...): one test
+# per number of ranks, started by portolan-launch. Open MPI is not built for
+# ThreadSanitizer and leaks by ASan's measure.
+function(portolan_mpi_test name)
+  cmake_parse_arguments(PARSE_ARGV 1 arg "" "" "NP;COMMAND")
+  if(PORTOLAN_SANITIZE MATCHES "thread")
+    return()
+  endif()
+  foreach(np IN LISTS arg_NP)
+    add_test(NAME mp.${name}.np${np}
+      COMMAND ${PROJECT_SOURCE_DIR}/launcher/portolan-launch -n ${np}
+        -- ${arg_COMMAND})
+    set_tests_properties(mp.${name}.np${np} PROPERTIES TIMEOUT 120
+      ENVIRONMENT "ASAN_OPTIONS=detect_leaks=0")
+  endforeach()
+endfunction()
+
+foreach(transport mpi shm)
+  portolan_mpi_test(exchange.${transport} NP 1 2 3 4
+    COMMAND $<TARGET_FILE:exchange_program> ${transport} contract)
+endforeach()

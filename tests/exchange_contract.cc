@@ -116,8 +116,11 @@ absl::Status Differs(absl::string_view what, int rank, int step, int layer) {
                                           " differs from the reference"));
 }
 
-absl::Status Compute(const ContractCase& c, int layer,
+absl::Status Compute(const ContractCase& c, int step, int layer,
                      const ReceivedRows& received, MatrixView<float> results) {
+  if (c.compute_status) {
+    PORTOLAN_RETURN_IF_ERROR(c.compute_status(step, layer));
+  }
   for (size_t i = 0; i < received.experts.size(); ++i) {
     const auto* row = reinterpret_cast<const float*>(
         received.rows.data + received.row_of[i] * received.rows.stride_bytes);
@@ -181,7 +184,7 @@ absl::Status RunLayer(TokenExchange& exchange, const ContractCase& c,
       c.hints ? std::span<const Fp16>(batch.hints) : std::span<const Fp16>(),
       MatrixView<float>(out, batch.num_tokens, c.hidden),
       [&](const ReceivedRows& received, MatrixView<float> results) {
-        return Compute(c, layer, received, results);
+        return Compute(c, step, layer, received, results);
       }));
   const std::vector<float> want =
       Reference(c, batch, layer, owner[static_cast<size_t>(layer)],
@@ -207,6 +210,8 @@ ExchangeOptions OptionsOf(const ContractCase& c) {
   options.buffer_bytes = c.buffer_bytes;
   options.eager_bytes = c.eager_bytes;
   options.hint_distances = {1, 2};
+  options.numerics_id = c.numerics_id;
+  options.phase_hook = c.phase_hook;
   options.start_timeout = absl::Seconds(30);
   options.step_timeout = absl::Seconds(30);
   return options;

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -24,6 +25,10 @@ struct ContractCase {
   bool hints = true;
   int steps = 2;
   uint64_t seed = 1;
+  uint64_t numerics_id = 7;
+  PhaseHook phase_hook = {};
+  // What compute returns, for local errors; empty: OK.
+  std::function<absl::Status(int64_t step, int layer)> compute_status = {};
 };
 
 ExchangeOptions OptionsOf(const ContractCase& c);

@@ -1,0 +1,39 @@
+#pragma once
+
+#include <optional>
+#include <string>
+#include <thread>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/time/time.h"
+#include "runtime/base/mutex.h"
+
+namespace portolan {
+
+// Ends the process if its main thread does not do so in time after a peer was
+// lost (exit code 1, with an error line) or a SIGTERM came (exit code 143). A
+// lost peer goes before a SIGTERM, which mpirun sends to survivors.
+//
+// Thread-safe.
+class EndTimer {
+ public:
+  EndTimer(absl::Duration after_loss, absl::Duration after_termination);
+  ~EndTimer();
+
+  // A peer is lost; `message` follows "error: " if the time runs out.
+  void Lost(std::string message) ABSL_LOCKS_EXCLUDED(mu_);
+
+ private:
+  void Work() ABSL_LOCKS_EXCLUDED(mu_);
+
+  const absl::Duration after_loss_;
+  const absl::Duration after_termination_;
+  Mutex mu_;
+  CondVar changed_;
+  bool stopping_ ABSL_GUARDED_BY(mu_) = false;
+  std::optional<absl::Time> lost_at_ ABSL_GUARDED_BY(mu_);
+  std::string message_ ABSL_GUARDED_BY(mu_);
+  std::thread thread_;
+};
+
+}  // namespace portolan
