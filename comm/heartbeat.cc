@@ -156,9 +156,10 @@ void Heartbeat::Work() {
       next_beat = Now() + options_.beat;
     }
     Sleep(next_beat - Now());
-    ReadCells();
+    // Who died comes before who failed because of that.
+    for (size_t i = 0; i < watched_.size(); ++i) ReadPidfd(i);
+    for (size_t i = 0; i < watched_.size(); ++i) ReadCell(i);
     ReadDatagrams();
-    ReadPidfds();
     if (const auto silent = silence_.FindSilent(Now())) {
       Lose(*silent,
            absl::StrCat("no sign of life for ",
@@ -187,38 +188,34 @@ void Heartbeat::Sleep(absl::Duration timeout) {
   poll(fds.data(), fds.size(), static_cast<int>(ms));
 }
 
-void Heartbeat::ReadCells() {
-  for (size_t i = 0; i < watched_.size(); ++i) {
-    Watched& watched = watched_[i];
-    if (watched.gone || watched.peer.cell == nullptr) continue;
-    const LifeCell& cell = *watched.peer.cell;
-    const uint64_t beats = cell.beats.load();
-    if (beats != watched.beats_seen) silence_.Heard(i, Now());
-    watched.beats_seen = beats;
-    switch (cell.state.load()) {
-      case LifeState::kRunning:
-        break;
-      case LifeState::kLeft:
-        watched.gone = true;
-        silence_.Forget(i);
-        break;
-      case LifeState::kFailed:
-        Lose(i, absl::StrCat("it failed: ", Read(cell.reason)),
-             /*tell_others=*/false);
-        break;
-    }
+void Heartbeat::ReadCell(size_t index) {
+  Watched& watched = watched_[index];
+  if (watched.gone || watched.peer.cell == nullptr) return;
+  const LifeCell& cell = *watched.peer.cell;
+  const uint64_t beats = cell.beats.load();
+  if (beats != watched.beats_seen) silence_.Heard(index, Now());
+  watched.beats_seen = beats;
+  switch (cell.state.load()) {
+    case LifeState::kRunning:
+      break;
+    case LifeState::kLeft:
+      watched.gone = true;
+      silence_.Forget(index);
+      break;
+    case LifeState::kFailed:
+      Lose(index, absl::StrCat("it failed: ", Read(cell.reason)),
+           /*tell_others=*/false);
+      break;
   }
 }
 
-void Heartbeat::ReadPidfds() {
-  for (size_t i = 0; i < watched_.size(); ++i) {
-    Watched& watched = watched_[i];
-    if (watched.gone || watched.pidfd < 0) continue;
-    pollfd fd = {.fd = watched.pidfd, .events = POLLIN, .revents = 0};
-    if (poll(&fd, 1, 0) <= 0) continue;
-    ReadCells();  // it may have said good-bye just before it ended
-    if (!watched.gone) Lose(i, "its process ended", /*tell_others=*/true);
-  }
+void Heartbeat::ReadPidfd(size_t index) {
+  const Watched& watched = watched_[index];
+  if (watched.gone || watched.pidfd < 0) return;
+  pollfd fd = {.fd = watched.pidfd, .events = POLLIN, .revents = 0};
+  if (poll(&fd, 1, 0) <= 0) return;
+  ReadCell(index);  // it may have said good-bye just before it ended
+  if (!watched.gone) Lose(index, "its process ended", /*tell_others=*/true);
 }
 
 void Heartbeat::ReadDatagrams() {

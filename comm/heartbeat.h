@@ -96,9 +96,9 @@ class Heartbeat final : public PeerWatch {
   void Work();
   void Beat();
   void Sleep(absl::Duration timeout);
-  void ReadCells();
+  void ReadPidfd(size_t index);
+  void ReadCell(size_t index);
   void ReadDatagrams();
-  void ReadPidfds();
   void Handle(const Datagram& datagram);
   void Lose(size_t index, const std::string& how, bool tell_others);
   void Send(const Datagram& datagram);
@@ -112,7 +112,7 @@ class Heartbeat final : public PeerWatch {
   const std::function<void(const LostPeer&)> on_loss_;
   int stop_event_ = -1;
 
-  // On the heartbeat's thread only.
+  // On the heartbeat's thread only, but for the peers' addresses.
   std::vector<Watched> watched_;
   SilenceWatch silence_;
 

@@ -4,13 +4,15 @@
 #include <cstring>
 
 #include "absl/strings/str_cat.h"
+#include "comm/peer_errors.h"
 
 namespace portolan {
 
-size_t EncodeAbort(const MessageHeader& where, const absl::Status& status,
-                   std::span<std::byte> out) {
+size_t EncodeAbort(const MessageHeader& where, ExchangePhase phase,
+                   const absl::Status& status, std::span<std::byte> out) {
   MessageHeader header = where;
   header.kind = MessageKind::kAbort;
+  header.rows = static_cast<int32_t>(phase);
   header.status_code = static_cast<int32_t>(status.code());
   header.text_bytes =
       static_cast<uint32_t>(std::min(status.message().size(), kMaxAbortText));
@@ -32,11 +34,13 @@ std::optional<absl::Status> DecodeAbort(std::span<const std::byte> message,
   const absl::string_view text(
       reinterpret_cast<const char*>(message.data()) + sizeof(header),
       header.text_bytes);
-  std::string where;
-  if (header.step >= 0) absl::StrAppend(&where, " in step ", header.step);
-  if (header.layer >= 0) absl::StrAppend(&where, ", layer ", header.layer);
-  return absl::Status(static_cast<absl::StatusCode>(header.status_code),
-                      absl::StrCat(sender, " failed", where, ": ", text));
+  const WaitContext where{
+      .phase = ToString(static_cast<ExchangePhase>(header.rows)),
+      .step = header.step,
+      .layer = header.layer};
+  return absl::Status(
+      static_cast<absl::StatusCode>(header.status_code),
+      absl::StrCat(sender, " failed", Describe(where), ": ", text));
 }
 
 absl::Status CheckHeader(const MessageHeader& got, const MessageHeader& want,

@@ -7,6 +7,8 @@
 #include <string>
 
 #include "absl/status/status.h"
+#include "absl/strings/string_view.h"
+#include "comm/exchange_options.h"
 
 namespace portolan {
 
@@ -33,7 +35,7 @@ struct MessageHeader {
   int32_t layer = -1;
   int32_t round = 0;
   uint64_t placement_version = 0;
-  int32_t rows = 0;         // kDispatch, kCombine
+  int32_t rows = 0;         // kDispatch, kCombine; kAbort: the phase
   int32_t selections = 0;   // kDispatch, kCombine
   int32_t hints = 0;        // f16 values that follow
   int32_t rounds = 1;       // kDispatch: rounds that the sender needs
@@ -58,8 +60,8 @@ inline constexpr size_t kMaxAbortBytes = sizeof(MessageHeader) + kMaxAbortText;
 
 // Writes an abort message with `status` into `out` (at least kMaxAbortBytes)
 // and returns its size.
-size_t EncodeAbort(const MessageHeader& where, const absl::Status& status,
-                   std::span<std::byte> out);
+size_t EncodeAbort(const MessageHeader& where, ExchangePhase phase,
+                   const absl::Status& status, std::span<std::byte> out);
 
 // The status of an abort message, prefixed with `sender`; nullopt if `message`
 // is none.

@@ -192,6 +192,8 @@ WaitContext TokenExchange::Context(ExchangePhase phase, int layer) const {
 }
 
 void TokenExchange::Enter(ExchangePhase phase, int layer) {
+  phase_ = phase;
+  layer_ = layer;
   if (!options_.phase_hook) return;
   const std::span<const std::byte> next = send_[(self_ + 1) % world_];
   // All messages lie in buffers of this object.
@@ -246,7 +248,7 @@ absl::Status TokenExchange::Break(absl::Status status) {
 void TokenExchange::SendAborts(const absl::Status& status) {
   const auto message = Message(out_messages_, self_);
   const size_t size =
-      EncodeAbort(Header(MessageKind::kAbort, -1), status, message);
+      EncodeAbort(Header(MessageKind::kAbort, layer_), phase_, status, message);
   for (size_t peer = 0; peer < world_; ++peer) {
     send_[peer] = peer == self_ ? message.first(0) : message.first(size);
     recv_[peer] = {};

@@ -230,6 +230,8 @@ class TokenExchange {
   absl::Status broken_;
   bool peer_aborted_ = false;
   int64_t step_ = -1;
+  ExchangePhase phase_ = ExchangePhase::kStepRecord;  // entered last
+  int32_t layer_ = -1;
   uint64_t placement_version_ = 0;
   absl::Time step_deadline_ = absl::InfiniteFuture();
   std::vector<StepRecord> records_;  // [world]
