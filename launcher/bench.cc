@@ -1,0 +1,14 @@
+#include "launcher/bench.h"
+
+namespace portolan {
+
+void AddBenchCommand(CLI::App& app, int& exit_code) {
+  CLI::App* bench = app.add_subcommand(
+      "bench", "Measure the model, the exchange or the kernels");
+  bench->require_subcommand(1);
+  AddBenchModelCommand(*bench, exit_code);
+  AddBenchExchangeCommand(*bench, exit_code);
+  AddBenchKernelsCommand(*bench, exit_code);
+}
+
+}  // namespace portolan

@@ -1,0 +1,53 @@
+#include "launcher/console.h"
+
+#include <unistd.h>
+
+#include <cstdio>
+#include <utility>
+
+#include "absl/strings/str_format.h"
+#include "absl/time/clock.h"
+#include "runtime/base/units.h"
+
+namespace portolan {
+namespace {
+
+constexpr absl::Duration kQuiet = absl::Milliseconds(500);
+constexpr absl::Duration kRedraw = absl::Milliseconds(100);
+constexpr absl::Duration kLine = absl::Seconds(5);
+
+}  // namespace
+
+int Report(const absl::Status& status) {
+  if (status.ok()) return kExitDone;
+  std::fflush(stdout);
+  std::fprintf(stderr, "error: %s\n", std::string(status.message()).c_str());
+  return kExitFailed;
+}
+
+Progress::Progress(std::string what, bool silent)
+    : what_(std::move(what)),
+      silent_(silent),
+      terminal_(isatty(STDERR_FILENO) != 0),
+      next_(absl::Now() + kQuiet) {}
+
+Progress::~Progress() {
+  if (drawn_ && terminal_) std::fputs("\r\033[K", stderr);
+}
+
+void Progress::Update(int64_t done, int64_t total) {
+  const absl::Time now = absl::Now();
+  if (silent_ || now < next_ || total <= 0) return;
+  next_ = now + (terminal_ ? kRedraw : kLine);
+  drawn_ = true;
+  const int percent = static_cast<int>(100.0 * static_cast<double>(done) /
+                                       static_cast<double>(total));
+  const std::string line =
+      absl::StrFormat("%s %3d %% (%s of %s)", what_, percent,
+                      FormatBytes(static_cast<uint64_t>(done)),
+                      FormatBytes(static_cast<uint64_t>(total)));
+  std::fputs(terminal_ ? ("\r\033[K" + line).c_str() : (line + "\n").c_str(),
+             stderr);
+}
+
+}  // namespace portolan

@@ -1,0 +1,323 @@
+#include "launcher/generate.h"
+
+#include <unistd.h>
+
+#include <cstdio>
+#include <fstream>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <random>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "launcher/console.h"
+#include "launcher/results.h"
+#include "launcher/stats.h"
+#include "launcher/wiring.h"
+#include "runtime/base/status_macros.h"
+#include "runtime/serving/collectives.h"
+#include "runtime/serving/step_loop.h"
+#include "runtime/serving/text_stream.h"
+
+namespace portolan {
+namespace {
+
+// A prompt with every question about it answered.
+struct PreparedPrompt {
+  std::string id;
+  Request request;
+  std::vector<std::string> stops;
+};
+
+SamplingParams ResolveSampling(const SamplingWishes& wishes,
+                               const GenerationDefaults& model) {
+  SamplingParams params;
+  const bool greedy = model.do_sample == false && !wishes.temperature;
+  params.temperature =
+      greedy ? 0 : wishes.temperature.value_or(model.temperature.value_or(1));
+  params.top_k = wishes.top_k.value_or(model.top_k.value_or(0));
+  params.top_p = wishes.top_p.value_or(model.top_p.value_or(1));
+  params.min_p = wishes.min_p.value_or(model.min_p.value_or(0));
+  params.repetition_penalty = model.repetition_penalty.value_or(1);
+  params.seed = wishes.seed.value_or(0);
+  return params;
+}
+
+absl::StatusOr<PreparedPrompt> Prepare(const Prompt& prompt, int64_t index,
+                                       const GenerateOptions& options,
+                                       const Model& model) {
+  const SamplingWishes wishes = Merge(prompt.wishes, options.wishes);
+  PreparedPrompt prepared;
+  prepared.id = prompt.id;
+  prepared.stops = wishes.stop.value_or(std::vector<std::string>());
+  Request& request = prepared.request;
+  request.id = index;
+  request.sampling = ResolveSampling(wishes, model.config.generation);
+  PORTOLAN_RETURN_IF_ERROR(ValidateSampling(request.sampling));
+  request.max_tokens = wishes.max_tokens.value_or(model.config.max_position);
+  if (!options.ignore_eos) request.stop_tokens = model.config.eos_ids;
+  if (prompt.tokens.has_value()) {
+    request.prompt = *prompt.tokens;
+  } else {
+    PORTOLAN_ASSIGN_OR_RETURN(
+        request.prompt,
+        model.tokenizer->Encode(prompt.text, /*add_special_tokens=*/true));
+  }
+  for (const int32_t token : request.prompt) {
+    if (token < 0 || token >= model.config.vocab_size) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("token ", token, " is not in the vocabulary of ",
+                       model.config.vocab_size));
+    }
+  }
+  return prepared;
+}
+
+// All prompts of the job, checked before the wait for the weights begins.
+absl::StatusOr<std::vector<PreparedPrompt>> PrepareAll(
+    const std::vector<Prompt>& prompts, const GenerateOptions& options,
+    const Model& model) {
+  std::vector<PreparedPrompt> prepared;
+  for (size_t i = 0; i < prompts.size(); ++i) {
+    absl::StatusOr<PreparedPrompt> one =
+        Prepare(prompts[i], static_cast<int64_t>(i), options, model);
+    if (!one.ok()) {
+      return absl::Status(one.status().code(),
+                          absl::StrCat("prompt \"", prompts[i].id,
+                                       "\": ", one.status().message()));
+    }
+    prepared.push_back(*std::move(one));
+  }
+  return prepared;
+}
+
+// Hands this rank's share of the prompts to the engine, all at once.
+class ListFeed : public RequestFeed {
+ public:
+  ListFeed(const std::vector<PreparedPrompt>& prompts, const Transport& world)
+      : prompts_(prompts), world_(world) {}
+
+  absl::Status Poll(Engine& engine) override {
+    if (closed_) return absl::OkStatus();
+    closed_ = true;
+    const auto step = static_cast<size_t>(world_.world_size());
+    for (auto i = static_cast<size_t>(ToIndex(world_.rank()));
+         i < prompts_.size(); i += step) {
+      if (absl::Status status = engine.Add(prompts_[i].request); !status.ok()) {
+        return absl::Status(status.code(),
+                            absl::StrCat("prompt \"", prompts_[i].id,
+                                         "\": ", status.message()));
+      }
+    }
+    return absl::OkStatus();
+  }
+
+  bool closed() const override { return closed_; }
+  void WaitForWork() override {}  // never asked: the feed closes at once
+
+ private:
+  const std::vector<PreparedPrompt>& prompts_;
+  const Transport& world_;
+  bool closed_ = false;
+};
+
+// Turns tokens into results; streams the text of a single prompt.
+class ResultSink : public TokenSink {
+ public:
+  ResultSink(const std::vector<PreparedPrompt>& prompts,
+             const Tokenizer* tokenizer, bool stream,
+             std::function<void(GenerationResult)> done)
+      : prompts_(prompts),
+        tokenizer_(tokenizer),
+        stream_(stream),
+        done_(std::move(done)),
+        start_(absl::Now()) {}
+
+  bool OnToken(int64_t id, int32_t token) override {
+    Active& active = Find(id);
+    const absl::Time now = absl::Now();
+    if (active.result.tokens.empty()) active.first_token = now;
+    active.last_token = now;
+    active.result.tokens.push_back(token);
+    if (active.text == nullptr) return false;
+    Emit(active, active.text->Push(token));
+    return active.text->stopped();
+  }
+
+  void OnFinish(int64_t id, FinishReason reason) override {
+    Active& active = Find(id);
+    if (active.text != nullptr) Emit(active, active.text->Finish());
+    GenerationResult& result = active.result;
+    result.finish_reason = reason;
+    result.ttft_s = absl::ToDoubleSeconds(active.first_token - start_);
+    const auto further = static_cast<double>(result.tokens.size()) - 1;
+    if (further > 0) {
+      result.tpot_s =
+          absl::ToDoubleSeconds(active.last_token - active.first_token) /
+          further;
+    }
+    done_(std::move(result));
+    active_.erase(id);
+  }
+
+ private:
+  struct Active {
+    GenerationResult result;
+    std::unique_ptr<TextStream> text;  // null without a tokenizer
+    absl::Time first_token, last_token;
+  };
+
+  Active& Find(int64_t id) {
+    const auto [it, is_new] = active_.try_emplace(id);
+    if (is_new) {
+      const PreparedPrompt& prompt = prompts_[static_cast<size_t>(id)];
+      it->second.result.index = id;
+      it->second.result.id = prompt.id;
+      it->second.result.prompt_tokens =
+          static_cast<int64_t>(prompt.request.prompt.size());
+      if (tokenizer_ != nullptr) {
+        it->second.text =
+            std::make_unique<TextStream>(*tokenizer_, prompt.stops);
+      }
+    }
+    return it->second;
+  }
+
+  void Emit(Active& active, const std::string& text) {
+    active.result.text += text;
+    if (!stream_) return;
+    std::fwrite(text.data(), 1, text.size(), stdout);
+    std::fflush(stdout);
+  }
+
+  const std::vector<PreparedPrompt>& prompts_;
+  const Tokenizer* const tokenizer_;
+  const bool stream_;
+  const std::function<void(GenerationResult)> done_;
+  const absl::Time start_;
+  std::map<int64_t, Active> active_;
+};
+
+// Brings finished results to rank 0 and prints them there in input order.
+class ResultFunnel : public ResultCollector {
+ public:
+  ResultFunnel(Transport& transport, const JobOptions& options,
+               std::function<void(const std::string&)> print)
+      : transport_(transport), options_(options), printer_(std::move(print)) {}
+
+  void Add(int64_t index, const std::string& text) {
+    pending_ += EncodeResult(index, text);
+  }
+
+  int64_t pending_bytes() const override {
+    return static_cast<int64_t>(pending_.size());
+  }
+
+  absl::Status Collect() override {
+    PORTOLAN_ASSIGN_OR_RETURN(
+        const std::vector<std::string> texts,
+        GatherToRoot(transport_, pending_,
+                     absl::Seconds(options_.step_timeout_s)));
+    pending_.clear();
+    for (const std::string& text : texts) printer_.AddEncoded(text);
+    return absl::OkStatus();
+  }
+
+ private:
+  Transport& transport_;
+  const JobOptions& options_;
+  std::string pending_;
+  InOrderPrinter printer_;
+};
+
+std::string FormatText(const GenerationResult& result) {
+  return absl::StrCat("== ", result.id, "\n", result.text, "\n");
+}
+
+// The whole of one rank's run.
+absl::Status RunRank(const GenerateOptions& options, const Model& model,
+                     const std::vector<PreparedPrompt>& prompts,
+                     Transport& transport) {
+  const bool stream =
+      prompts.size() == 1 && !options.jsonl && transport.rank() == Rank{0};
+  ResultFunnel funnel(transport, options.job, [&](const std::string& text) {
+    std::fwrite(text.data(), 1, text.size(), stdout);
+    std::fflush(stdout);
+  });
+  ResultSink sink(prompts, model.tokenizer.get(), stream,
+                  [&](const GenerationResult& result) {
+                    if (stream) return funnel.Add(result.index, "\n");
+                    funnel.Add(result.index, options.jsonl
+                                                 ? ToJson(result) + "\n"
+                                                 : FormatText(result));
+                  });
+  PORTOLAN_ASSIGN_OR_RETURN(
+      const std::unique_ptr<RankRuntime> runtime,
+      RankRuntime::Create(options.job, model, transport, sink));
+  ListFeed feed(prompts, transport);
+  StepLoop loop(runtime->exchange(), runtime->engine(), feed, &funnel,
+                runtime->observer());
+  const absl::Time start = absl::Now();
+  PORTOLAN_RETURN_IF_ERROR(loop.Run());
+  const double seconds = absl::ToDoubleSeconds(absl::Now() - start);
+  if (options.stats_file.empty()) return absl::OkStatus();
+  return WriteStats(options.stats_file, *runtime, {loop.num_steps(), seconds},
+                    transport);
+}
+
+absl::StatusOr<std::vector<Prompt>> CollectPrompts(
+    const GenerateOptions& options) {
+  if (!options.prompts_file.empty()) return ReadPrompts(options.prompts_file);
+  Prompt prompt;
+  prompt.id = "0";
+  prompt.text = *options.prompt;
+  return std::vector<Prompt>{prompt};
+}
+
+absl::Status RunGenerate(GenerateOptions options) {
+  // Equal prompts without a seed of their own sample equally on every rank.
+  if (!options.wishes.seed.has_value()) options.wishes.seed = 0;
+  PORTOLAN_ASSIGN_OR_RETURN(const std::vector<Prompt> prompts,
+                            CollectPrompts(options));
+  return RunJob(
+      options.job,
+      [&](const Model& model, const RunWorld& run_world) -> absl::Status {
+        PORTOLAN_ASSIGN_OR_RETURN(const std::vector<PreparedPrompt> prepared,
+                                  PrepareAll(prompts, options, model));
+        return run_world([&](Transport& transport) {
+          return RunRank(options, model, prepared, transport);
+        });
+      });
+}
+
+}  // namespace
+
+void AddGenerateCommand(CLI::App& app, int& exit_code) {
+  auto options = std::make_shared<GenerateOptions>();
+  CLI::App* command = app.add_subcommand(
+      "generate", "Generate text for one prompt or a file of them");
+  AddJobOptions(*command, options->job);
+  CLI::Option_group* input =
+      command->add_option_group("input", "What to continue");
+  input->add_option("--prompt", options->prompt, "One prompt");
+  input->add_option("--prompts", options->prompts_file,
+                    "JSONL file: {\"id\",\"prompt\", sampling fields} a line");
+  input->require_option(1);
+  AddSamplingOptions(*command, options->wishes);
+  command->add_flag("--ignore-eos", options->ignore_eos,
+                    "Go on past the end-of-text tokens");
+  command
+      ->add_option_function<std::string>(
+          "--format",
+          [options](const std::string& format) {
+            options->jsonl = format == "jsonl";
+          },
+          "text (default) or jsonl, one object a prompt in input order")
+      ->check(CLI::IsMember({"text", "jsonl"}));
+  command->add_option("--stats", options->stats_file,
+                      "Write a JSON summary of the run to this file");
+  command->callback(
+      [options, &exit_code] { exit_code = Report(RunGenerate(*options)); });
+}
+
+}  // namespace portolan

@@ -1,0 +1,49 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "CLI/App.hpp"
+#include "absl/status/status.h"
+#include "comm/token_exchange.h"
+#include "launcher/prompts.h"
+#include "runtime/kernels/activation.h"
+#include "runtime/kernels/cpu_path.h"
+
+namespace portolan {
+
+// How a job computes: what every subcommand that runs a model shares. Every
+// flag also comes from PORTOLAN_<FLAG> in the environment or from the file that
+// --config names (TOML).
+struct JobOptions {
+  std::string model_dir;
+  int ranks = 0;    // > 0: that many ranks as threads of this process
+  int threads = 0;  // of each rank; 0: an even share of the node's CPUs
+  std::string transport = "auto";  // auto | mpi | shm | local
+  CombineMode combine = CombineMode::kExact;
+  ActivationDtype activations = ActivationDtype::kBf16;
+  std::optional<CpuPath> cpu_path;    // default: the best this CPU has
+  std::string expert_memory = "all";  // bytes, percent or "all"
+  int32_t batch = 8;                  // sequences decoded together, per rank
+  int64_t tokens_per_step = 512;      // of one rank
+  int64_t kv_memory_bytes = 0;        // of one rank; 0: as the batch needs
+  int64_t exchange_memory_bytes = 256 << 20;
+  double step_timeout_s = 120;
+  double liveness_timeout_s = 2;
+
+  // Set by the subcommands, not by flags.
+  bool needs_tokenizer = true;
+  int64_t kv_tokens = 0;       // positions to have room for; 0: as --batch asks
+  int64_t logit_rows = 0;      // rows of logits of one step; at least --batch
+  std::string fault;           // see fault.h
+  uint64_t numerics_salt = 0;  // of a rank that tests make odd
+
+  // Errors: kInvalidArgument naming the flag.
+  absl::Status Validate() const;
+};
+
+void AddJobOptions(CLI::App& command, JobOptions& options);
+void AddSamplingOptions(CLI::App& command, SamplingWishes& wishes);
+
+}  // namespace portolan

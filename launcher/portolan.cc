@@ -1,0 +1,27 @@
+// The program of the ranks: generate, bench, and what is added to them.
+
+#include "CLI/CLI.hpp"
+#include "launcher/console.h"
+#include "launcher/generate.h"
+#include "launcher/version.h"
+
+int main(int argc, char** argv) {
+  CLI::App app(
+      "Portolan serves mixture-of-experts language models whose experts do not "
+      "fit in fast memory, on one machine or on many.",
+      "portolan");
+  app.set_config("--config", "", "Read flags from this TOML file");
+  app.set_version_flag("--version", portolan::VersionText());
+  app.require_subcommand(1);
+  app.fallthrough();
+
+  int exit_code = portolan::kExitDone;
+  portolan::AddGenerateCommand(app, exit_code);
+
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? portolan::kExitDone : portolan::kExitUsage;
+  }
+  return exit_code;
+}

@@ -1,0 +1,116 @@
+#include "launcher/stats.h"
+
+#include <algorithm>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <numeric>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "runtime/base/status_macros.h"
+#include "runtime/serving/collectives.h"
+
+namespace portolan {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+Json RankFigures(const RankRuntime& rank, const Transport& transport) {
+  const ExpertMetrics experts = rank.expert_metrics();
+  const TransportStats traffic = transport.stats();
+  return {{"rank", ToIndex(transport.rank())},
+          {"host", std::string(transport.host(transport.rank()))},
+          {"threads", rank.num_threads()},
+          {"expert_memory_bytes", rank.expert_memory_bytes()},
+          {"expert_bytes_at_start", rank.expert_bytes_at_start()},
+          {"hits", experts.hits},
+          {"late", experts.late},
+          {"misses", experts.misses},
+          {"stall_s", absl::ToDoubleSeconds(experts.stall)},
+          {"bytes",
+           {{"demand", experts.demand_bytes},
+            {"prefetch_used", experts.prefetch_used_bytes},
+            {"prefetch_wasted", experts.prefetch_wasted_bytes},
+            {"prefetch_resident", experts.prefetch_resident_bytes}}},
+          {"tokens", rank.engine().num_generated_tokens()},
+          {"prompt_tokens", rank.engine().num_prompt_tokens()},
+          {"messages_sent", traffic.messages_sent},
+          {"bytes_sent", traffic.bytes_sent},
+          {"selections_by_layer", rank.moe().selections_by_layer()}};
+}
+
+// Mean over layers of the busiest rank's share against the mean share.
+double Imbalance(const std::vector<Json>& ranks) {
+  const size_t layers = ranks.front()["selections_by_layer"].size();
+  double sum = 0;
+  int64_t counted = 0;
+  for (size_t layer = 0; layer < layers; ++layer) {
+    double most = 0;
+    double total = 0;
+    for (const Json& rank : ranks) {
+      const double load = rank["selections_by_layer"][layer];
+      most = std::max(most, load);
+      total += load;
+    }
+    if (total == 0) continue;  // no MoE layer
+    sum += most * static_cast<double>(ranks.size()) / total;
+    ++counted;
+  }
+  return counted == 0 ? 1 : sum / static_cast<double>(counted);
+}
+
+template <typename T>
+T Sum(const std::vector<Json>& ranks, const Json::json_pointer& field) {
+  return std::accumulate(
+      ranks.begin(), ranks.end(), T{0},
+      [&](T sum, const Json& rank) { return sum + rank[field].get<T>(); });
+}
+
+Json Summary(const RankRuntime& rank, const RunFigures& figures,
+             const std::vector<Json>& ranks) {
+  const auto total = [&](const char* field) {
+    return Sum<int64_t>(ranks, Json::json_pointer(field));
+  };
+  return {{"ranks", ranks.size()},
+          {"policy", std::string(rank.policy_name())},
+          {"expert_memory_bytes", total("/expert_memory_bytes")},
+          {"expert_bytes_at_start", total("/expert_bytes_at_start")},
+          {"hits", total("/hits")},
+          {"late", total("/late")},
+          {"misses", total("/misses")},
+          {"stall_s", Sum<double>(ranks, Json::json_pointer("/stall_s"))},
+          {"bytes",
+           {{"demand", total("/bytes/demand")},
+            {"prefetch_used", total("/bytes/prefetch_used")},
+            {"prefetch_wasted", total("/bytes/prefetch_wasted")},
+            {"prefetch_resident", total("/bytes/prefetch_resident")}}},
+          {"tokens", total("/tokens")},
+          {"prompt_tokens", total("/prompt_tokens")},
+          {"steps", figures.steps},
+          {"seconds", figures.seconds},
+          {"imbalance", Imbalance(ranks)},
+          {"messages_sent", total("/messages_sent")},
+          {"bytes_sent", total("/bytes_sent")},
+          {"per_rank", ranks}};
+}
+
+}  // namespace
+
+absl::Status WriteStats(const std::string& path, const RankRuntime& rank,
+                        const RunFigures& figures, Transport& transport) {
+  PORTOLAN_ASSIGN_OR_RETURN(
+      const std::vector<std::string> texts,
+      GatherToRoot(transport, RankFigures(rank, transport).dump(),
+                   absl::Minutes(1)));
+  if (transport.rank() != Rank{0}) return absl::OkStatus();
+  std::vector<Json> ranks;
+  for (const std::string& text : texts) ranks.push_back(Json::parse(text));
+  std::ofstream file(path);
+  file << Summary(rank, figures, ranks).dump(2) << "\n";
+  file.close();
+  if (file) return absl::OkStatus();
+  return absl::UnavailableError(absl::StrCat("--stats: cannot write ", path));
+}
+
+}  // namespace portolan

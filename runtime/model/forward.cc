@@ -1,0 +1,423 @@
+#include "runtime/model/forward.h"
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <numeric>
+
+#include "absl/strings/str_cat.h"
+#include "runtime/base/bf16.h"
+#include "runtime/base/check.h"
+#include "runtime/base/status_macros.h"
+#include "runtime/model/gate.h"
+
+namespace portolan {
+namespace {
+
+// A growable-once matrix of f32: [max_rows, cols].
+class FloatRows {
+ public:
+  absl::Status Allocate(int64_t max_rows, int64_t cols) {
+    cols_ = cols;
+    PORTOLAN_ASSIGN_OR_RETURN(
+        buffer_, AlignedBuffer::Allocate(static_cast<size_t>(max_rows * cols) *
+                                         sizeof(float)));
+    return absl::OkStatus();
+  }
+
+  int64_t cols() const { return cols_; }
+  float* data() const { return reinterpret_cast<float*>(buffer_.data()); }
+
+  // The first `rows` rows.
+  MatrixView<float> First(int64_t rows) const {
+    return {buffer_.As<float>().first(static_cast<size_t>(rows * cols_)), rows,
+            cols_};
+  }
+  MatrixView<const float> ConstFirst(int64_t rows) const {
+    return {buffer_.As<const float>().first(static_cast<size_t>(rows * cols_)),
+            rows, cols_};
+  }
+
+ private:
+  AlignedBuffer buffer_;
+  int64_t cols_ = 0;
+};
+
+// Rows of activations as they enter a matrix: bf16 or f32, padded with zeros.
+class ActivationMatrix {
+ public:
+  absl::Status Allocate(int64_t max_rows, int64_t cols, ActivationDtype dtype) {
+    cols_ = cols;
+    dtype_ = dtype;
+    PORTOLAN_ASSIGN_OR_RETURN(
+        buffer_, AlignedBuffer::Allocate(static_cast<size_t>(
+                     max_rows * PaddedCols(cols) * BytesOf(dtype))));
+    return absl::OkStatus();
+  }
+
+  ActivationView First(int64_t rows) const {
+    return {.data = buffer_.data(),
+            .dtype = dtype_,
+            .rows = rows,
+            .cols = cols_,
+            .stride = PaddedCols(cols_)};
+  }
+
+ private:
+  AlignedBuffer buffer_;
+  int64_t cols_ = 0;
+  ActivationDtype dtype_ = ActivationDtype::kBf16;
+};
+
+RopeTable MakeRopeTable(const ModelConfig& config) {
+  const std::vector<double> exact = RopeFrequencies(config.rope);
+  std::vector<float> frequencies(exact.size());
+  std::transform(exact.begin(), exact.end(), frequencies.begin(),
+                 [](double f) { return static_cast<float>(f); });
+  return RopeTable(frequencies, config.max_position);
+}
+
+const float* BiasOrNull(const std::vector<float>& bias) {
+  return bias.empty() ? nullptr : bias.data();
+}
+
+}  // namespace
+
+// Everything a step writes, allocated once.
+struct ForwardPass::Buffers {
+  std::vector<ForwardSequence> sequences;
+  int64_t num_tokens = 0;
+  std::vector<StepToken> tokens;
+  std::vector<int32_t> positions;
+  std::vector<Kernels::Sequence> attention;
+  std::vector<std::byte*> pages;  // of all sequences, one layer
+
+  FloatRows hidden;  // residual stream
+  FloatRows delta;   // what the last block adds to it
+  FloatRows normed;  // f32, for the gate
+  FloatRows q, k, v;
+  FloatRows probabilities;
+  FloatRows look_ahead[2];
+  FloatRows look_ahead_normed;
+  FloatRows logit_hidden, logit_delta, logits;
+  ActivationMatrix normed_act;
+  ActivationMatrix q_act;
+  ActivationMatrix attended;
+  ActivationMatrix logit_act;
+  std::vector<int32_t> experts;
+  std::vector<float> weights;
+  std::vector<int32_t> all_rows;  // 0, 1, 2, ...: for dense blocks
+};
+
+absl::StatusOr<std::unique_ptr<ForwardPass>> ForwardPass::Create(
+    const Options& options, const Parts& parts) {
+  if (parts.config.hidden % 32 != 0) {
+    return absl::UnimplementedError(absl::StrCat(
+        parts.config.file, ": hidden_size must be a multiple of 32, not ",
+        parts.config.hidden));
+  }
+  std::unique_ptr<ForwardPass> pass(new ForwardPass(options, parts));
+  PORTOLAN_RETURN_IF_ERROR(pass->Allocate());
+  return pass;
+}
+
+ForwardPass::ForwardPass(const Options& options, const Parts& parts)
+    : options_(options),
+      parts_(parts),
+      kv_layout_{.num_kv_heads = parts.config.num_kv_heads,
+                 .head_dim = parts.config.head_dim,
+                 .dtype = options.activations},
+      attention_scale_(1.0f /
+                       std::sqrt(static_cast<float>(parts.config.head_dim))),
+      rope_(MakeRopeTable(parts.config)),
+      buffers_(new Buffers) {
+  const ExpertShape dense = DenseMlpShape(parts.config);
+  if (dense.intermediate > 0) {
+    dense_ffn_ = std::make_unique<ExpertFfn>(dense, options.activations,
+                                             parts.kernels, options.max_tokens);
+  }
+}
+
+ForwardPass::~ForwardPass() = default;
+
+void ForwardPass::Begin(std::span<const ForwardSequence> sequences) {
+  buffers_->sequences.assign(sequences.begin(), sequences.end());
+  Place();
+  Embed();
+}
+
+absl::StatusOr<MatrixView<const float>> ForwardPass::Run() {
+  for (int32_t layer = 0; layer < parts_.config.num_layers; ++layer) {
+    Attend(layer);
+    PORTOLAN_RETURN_IF_ERROR(RunExperts(layer));
+  }
+  return Logits();
+}
+
+int64_t ForwardPass::num_tokens() const { return buffers_->num_tokens; }
+
+absl::Status ForwardPass::Allocate() {
+  const ModelConfig& config = parts_.config;
+  const int64_t max_tokens = options_.max_tokens;
+  const int64_t max_logits = options_.max_logit_rows;
+  const ActivationDtype dtype = options_.activations;
+  const int64_t q_cols = int64_t{config.num_heads} * config.head_dim;
+  const int64_t kv_cols = int64_t{config.num_kv_heads} * config.head_dim;
+  const auto chosen = static_cast<size_t>(max_tokens * config.top_k);
+  Buffers& b = *buffers_;
+  b.tokens.reserve(static_cast<size_t>(max_tokens));
+  b.positions.reserve(static_cast<size_t>(max_tokens));
+  b.all_rows.resize(static_cast<size_t>(max_tokens));
+  std::iota(b.all_rows.begin(), b.all_rows.end(), 0);
+  b.experts.resize(chosen);
+  b.weights.resize(chosen);
+  for (FloatRows* rows : {&b.hidden, &b.delta, &b.normed}) {
+    PORTOLAN_RETURN_IF_ERROR(rows->Allocate(max_tokens, config.hidden));
+  }
+  PORTOLAN_RETURN_IF_ERROR(b.q.Allocate(max_tokens, q_cols));
+  PORTOLAN_RETURN_IF_ERROR(b.k.Allocate(max_tokens, kv_cols));
+  PORTOLAN_RETURN_IF_ERROR(b.v.Allocate(max_tokens, kv_cols));
+  PORTOLAN_RETURN_IF_ERROR(
+      b.probabilities.Allocate(max_tokens, config.num_experts));
+  if (LookAhead() > 0) {
+    PORTOLAN_RETURN_IF_ERROR(
+        b.look_ahead_normed.Allocate(max_tokens, config.hidden));
+    for (FloatRows& rows : b.look_ahead) {
+      PORTOLAN_RETURN_IF_ERROR(rows.Allocate(max_tokens, config.num_experts));
+    }
+  }
+  PORTOLAN_RETURN_IF_ERROR(
+      b.normed_act.Allocate(max_tokens, config.hidden, dtype));
+  PORTOLAN_RETURN_IF_ERROR(b.q_act.Allocate(max_tokens, q_cols, dtype));
+  PORTOLAN_RETURN_IF_ERROR(b.attended.Allocate(max_tokens, q_cols, dtype));
+  PORTOLAN_RETURN_IF_ERROR(b.logit_hidden.Allocate(max_logits, config.hidden));
+  PORTOLAN_RETURN_IF_ERROR(
+      b.logit_act.Allocate(max_logits, config.hidden, dtype));
+  return b.logits.Allocate(max_logits, config.vocab_size);
+}
+
+int ForwardPass::LookAhead() const {
+  return parts_.observer == nullptr ? 0 : parts_.observer->look_ahead();
+}
+
+// Lines up the rows of the step: which token, at which position, of whom.
+void ForwardPass::Place() {
+  Buffers& b = *buffers_;
+  b.tokens.clear();
+  b.positions.clear();
+  b.attention.clear();
+  for (const ForwardSequence& sequence : b.sequences) {
+    b.attention.push_back(
+        {.first_row = static_cast<int32_t>(b.tokens.size()),
+         .num_rows = static_cast<int32_t>(sequence.tokens.size()),
+         .first_position = static_cast<int32_t>(sequence.first_position),
+         .pages = nullptr});
+    int64_t position = sequence.first_position;
+    for (const int32_t token : sequence.tokens) {
+      b.positions.push_back(static_cast<int32_t>(position));
+      b.tokens.push_back({sequence.id, position++, token});
+    }
+  }
+  b.num_tokens = static_cast<int64_t>(b.tokens.size());
+  PORTOLAN_CHECK(b.num_tokens <= options_.max_tokens);
+}
+
+void ForwardPass::Embed() {
+  Buffers& b = *buffers_;
+  const MatrixView<float> hidden = b.hidden.First(b.num_tokens);
+  for (int64_t row = 0; row < b.num_tokens; ++row) {
+    const std::span<const Bf16> embedding =
+        parts_.weights.Embedding(b.tokens[static_cast<size_t>(row)].token);
+    std::transform(embedding.begin(), embedding.end(), hidden.Row(row).begin(),
+                   [](Bf16 value) { return ToFloat(value); });
+  }
+  if (parts_.observer != nullptr) {
+    parts_.observer->OnEmbedding(b.tokens, b.hidden.ConstFirst(b.num_tokens));
+  }
+}
+
+// Adds what the block before left in `delta` to the residual stream, unless
+// this is the first block.
+void ForwardPass::NormBlockInput(int32_t layer) {
+  Buffers& b = *buffers_;
+  const ModelConfig& config = parts_.config;
+  const std::span<const float> weight =
+      parts_.weights.layers[static_cast<size_t>(layer)].input_norm;
+  const ActivationView act = b.normed_act.First(b.num_tokens);
+  if (layer == 0) {
+    parts_.kernels.RmsNorm(b.hidden.ConstFirst(b.num_tokens), weight,
+                           config.rms_eps, act, nullptr);
+  } else {
+    parts_.kernels.AddRmsNorm(b.hidden.First(b.num_tokens),
+                              b.delta.ConstFirst(b.num_tokens), weight,
+                              config.rms_eps, act, nullptr);
+  }
+}
+
+// Leaves the output of the layer's attention in `delta`.
+void ForwardPass::Attend(int32_t layer) {
+  Buffers& b = *buffers_;
+  const ModelConfig& config = parts_.config;
+  const LayerWeights& w = parts_.weights.layers[static_cast<size_t>(layer)];
+  Kernels& kernels = parts_.kernels;
+  NormBlockInput(layer);
+  const Kernels::LinearPart parts[] = {
+      {w.q, BiasOrNull(w.q_bias), b.q.data(), b.q.cols()},
+      {w.k, BiasOrNull(w.k_bias), b.k.data(), b.k.cols()},
+      {w.v, BiasOrNull(w.v_bias), b.v.data(), b.v.cols()}};
+  kernels.LinearMany(b.normed_act.First(b.num_tokens), parts);
+  kernels.HeadNormRope(b.q.First(b.num_tokens), config.head_dim, w.q_norm,
+                       config.rms_eps, rope_, b.positions);
+  kernels.HeadNormRope(b.k.First(b.num_tokens), config.head_dim, w.k_norm,
+                       config.rms_eps, rope_, b.positions);
+  PointToPages(layer);
+  kernels.AppendKv(kv_layout_, b.attention, b.k.ConstFirst(b.num_tokens),
+                   b.v.ConstFirst(b.num_tokens));
+  const ActivationView q = b.q_act.First(b.num_tokens);
+  kernels.Round(b.q.ConstFirst(b.num_tokens), q);
+  const ActivationView attended = b.attended.First(b.num_tokens);
+  kernels.Attention(kv_layout_, b.attention, q, config.num_heads,
+                    attention_scale_, config.sliding_window, attended);
+  kernels.Linear(attended, w.o, BiasOrNull(w.o_bias), b.delta.data(),
+                 b.delta.cols());
+}
+
+void ForwardPass::PointToPages(int32_t layer) {
+  Buffers& b = *buffers_;
+  b.pages.clear();
+  for (const ForwardSequence& sequence : b.sequences) {
+    for (const int32_t page : sequence.pages) {
+      b.pages.push_back(parts_.kv.Page(page, layer));
+    }
+  }
+  size_t first = 0;
+  for (size_t i = 0; i < b.sequences.size(); ++i) {
+    b.attention[i].pages = b.pages.data() + first;
+    first += b.sequences[i].pages.size();
+  }
+}
+
+// Leaves the output of the layer's experts (or dense block) in `delta`.
+absl::Status ForwardPass::RunExperts(int32_t layer) {
+  Buffers& b = *buffers_;
+  const LayerWeights& w = parts_.weights.layers[static_cast<size_t>(layer)];
+  parts_.kernels.AddRmsNorm(b.hidden.First(b.num_tokens),
+                            b.delta.ConstFirst(b.num_tokens),
+                            w.post_attention_norm, parts_.config.rms_eps,
+                            b.normed_act.First(b.num_tokens), b.normed.data());
+  if (!parts_.config.IsMoeLayer(layer)) {
+    RunDenseBlock(layer);
+    return absl::OkStatus();
+  }
+  const GateOutput gate = RunGate(layer);
+  std::span<const Fp16> hints;
+  if (parts_.observer != nullptr) hints = parts_.observer->OnGate(gate);
+  return parts_.moe.Run(layer,
+                        {.num_tokens = b.num_tokens,
+                         .top_k = parts_.config.top_k,
+                         .experts = gate.experts,
+                         .weights = gate.weights},
+                        b.normed_act.First(b.num_tokens), hints,
+                        b.delta.First(b.num_tokens));
+}
+
+GateOutput ForwardPass::RunGate(int32_t layer) {
+  Buffers& b = *buffers_;
+  const auto chosen = static_cast<size_t>(b.num_tokens * parts_.config.top_k);
+  ComputeGate(layer, b.normed.First(b.num_tokens),
+              b.probabilities.First(b.num_tokens));
+  const std::span<int32_t> experts = std::span(b.experts).first(chosen);
+  const std::span<float> weights = std::span(b.weights).first(chosen);
+  ChooseExperts(b.probabilities.ConstFirst(b.num_tokens),
+                {parts_.config.top_k, parts_.config.norm_topk_prob}, experts,
+                weights);
+  GateOutput gate{.layer = layer,
+                  .probabilities = b.probabilities.ConstFirst(b.num_tokens),
+                  .experts = experts,
+                  .weights = weights,
+                  .look_ahead = {}};
+  LookAheadFrom(layer, gate);
+  return gate;
+}
+
+void ForwardPass::RunDenseBlock(int32_t layer) {
+  Buffers& b = *buffers_;
+  const auto all = std::span<const int32_t>(b.all_rows)
+                       .first(static_cast<size_t>(b.num_tokens));
+  const ExpertFfn::Work work{
+      parts_.weights.layers[static_cast<size_t>(layer)].dense_mlp, all};
+  dense_ffn_->Run({&work, 1}, b.normed_act.First(b.num_tokens), all,
+                  b.delta.data(), b.delta.cols());
+}
+
+// The gate's probabilities of `normed` rows: f32 all the way.
+void ForwardPass::ComputeGate(int32_t layer, MatrixView<float> normed,
+                              MatrixView<float> probabilities) {
+  const LayerWeights& w = parts_.weights.layers[static_cast<size_t>(layer)];
+  const ActivationView x{
+      .data = reinterpret_cast<std::byte*>(normed.data().data()),
+      .dtype = ActivationDtype::kF32,
+      .rows = normed.rows(),
+      .cols = normed.cols(),
+      .stride = normed.cols()};
+  parts_.kernels.Linear(x, w.gate, nullptr, probabilities.data().data(),
+                        probabilities.cols());
+  if (parts_.config.gate_score == GateScore::kSigmoid) {
+    parts_.kernels.Sigmoid(probabilities);
+  } else {
+    parts_.kernels.Softmax(probabilities);
+  }
+}
+
+// What the gates of the next MoE layers say to the present hidden state.
+void ForwardPass::LookAheadFrom(int32_t layer, GateOutput& gate) {
+  Buffers& b = *buffers_;
+  int32_t ahead = layer;
+  for (int distance = 0; distance < LookAhead(); ++distance) {
+    do {
+      ++ahead;
+    } while (ahead < parts_.config.num_layers &&
+             !parts_.config.IsMoeLayer(ahead));
+    if (ahead >= parts_.config.num_layers) return;
+    const LayerWeights& w = parts_.weights.layers[static_cast<size_t>(ahead)];
+    parts_.kernels.RmsNorm(b.hidden.ConstFirst(b.num_tokens),
+                           w.post_attention_norm, parts_.config.rms_eps, {},
+                           b.look_ahead_normed.data());
+    FloatRows& out = b.look_ahead[distance];
+    ComputeGate(ahead, b.look_ahead_normed.First(b.num_tokens),
+                out.First(b.num_tokens));
+    gate.look_ahead[distance] = out.ConstFirst(b.num_tokens);
+  }
+}
+
+MatrixView<const float> ForwardPass::Logits() {
+  Buffers& b = *buffers_;
+  const MatrixView<float> hidden = b.hidden.First(b.num_tokens);
+  const MatrixView<float> delta = b.delta.First(b.num_tokens);
+  const MatrixView<float> picked =
+      b.logit_hidden.First(options_.max_logit_rows);
+  int64_t num_rows = 0;
+  int64_t first = 0;
+  for (const ForwardSequence& sequence : b.sequences) {
+    const auto count = static_cast<int64_t>(sequence.tokens.size());
+    const int64_t wanted = sequence.logits == LogitRows::kAll    ? count
+                           : sequence.logits == LogitRows::kLast ? 1
+                                                                 : 0;
+    PORTOLAN_CHECK(num_rows + wanted <= options_.max_logit_rows);
+    for (int64_t row = first + count - wanted; row < first + count; ++row) {
+      std::transform(hidden.Row(row).begin(), hidden.Row(row).end(),
+                     delta.Row(row).begin(), picked.Row(num_rows++).begin(),
+                     std::plus<>());
+    }
+    first += count;
+  }
+  const ActivationView act = b.logit_act.First(num_rows);
+  parts_.kernels.RmsNorm(b.logit_hidden.ConstFirst(num_rows),
+                         parts_.weights.final_norm, parts_.config.rms_eps, act,
+                         nullptr);
+  parts_.kernels.Linear(act, parts_.weights.lm_head, nullptr, b.logits.data(),
+                        b.logits.cols());
+  return b.logits.ConstFirst(num_rows);
+}
+
+}  // namespace portolan

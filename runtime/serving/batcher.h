@@ -1,0 +1,78 @@
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <span>
+#include <vector>
+
+namespace portolan {
+
+// Which tokens of which sequences one step of this rank computes.
+struct ScheduledSequence {
+  int64_t id = 0;          // as given to Add()
+  int64_t first = 0;       // position of the first token to compute
+  int64_t num_tokens = 0;  // prompt chunk, or 1 while decoding
+  bool samples = false;    // the step ends with this sequence's next token
+};
+
+// Policy of continuous batching: decoding sequences first, one token each, then
+// chunks of prompts in the order of arrival, as far as the token budget of a
+// step, the sequence limit and the free KV pages allow. When pages run out, the
+// youngest running sequence gives its pages back and is computed again later
+// (its tokens are kept by the caller), so the oldest always advances.
+//
+// Pure: no clock, no I/O; equal events give equal plans. Thread-compatible.
+class Batcher {
+ public:
+  struct Options {
+    int32_t max_sequences = 8;  // running at a time
+    int64_t tokens_per_step = 512;
+    int32_t tokens_per_page = 32;
+  };
+
+  struct Plan {
+    std::vector<ScheduledSequence> sequences;
+    std::vector<int64_t> preempted;  // give their pages back before the step
+  };
+
+  explicit Batcher(const Options& options);
+
+  // A new sequence that has `num_tokens` >= 1 known tokens (its prompt and, if
+  // it is taken up again, what it had generated).
+  void Add(int64_t id, int64_t num_tokens);
+
+  // Plans the next step. `free_pages`: KV pages that no sequence holds.
+  // Valid until the next call.
+  const Plan& Next(int32_t free_pages);
+
+  // The step gave the sequence one more token.
+  void Extend(int64_t id);
+
+  // The sequence has ended or was cancelled; its pages are free again.
+  void Remove(int64_t id);
+
+  bool HasWork() const { return !running_.empty() || !waiting_.empty(); }
+  int32_t num_running() const { return static_cast<int32_t>(running_.size()); }
+  int32_t num_waiting() const { return static_cast<int32_t>(waiting_.size()); }
+
+ private:
+  struct Sequence {
+    int64_t id;
+    int64_t num_tokens;    // known
+    int64_t num_computed;  // of them in the KV cache
+    int32_t num_pages;
+  };
+
+  bool Reserve(Sequence& sequence, int64_t num_tokens, int32_t& free_pages);
+  void PreemptYoungest(int32_t& free_pages);
+  void Schedule(Sequence& sequence, int64_t num_tokens);
+  void ScheduleDecoding(int64_t& budget, int32_t& free_pages);
+  void SchedulePrompts(int64_t& budget, int32_t& free_pages);
+
+  const Options options_;
+  std::deque<Sequence> running_;  // oldest first
+  std::deque<Sequence> waiting_;
+  Plan plan_;
+};
+
+}  // namespace portolan

@@ -1,0 +1,59 @@
+#include "runtime/serving/step_loop.h"
+
+#include <span>
+
+#include "runtime/base/status_macros.h"
+
+namespace portolan {
+
+StepLoop::StepLoop(TokenExchange& exchange, Engine& engine, RequestFeed& feed,
+                   ResultCollector* collector, ForwardObserver* observer)
+    : exchange_(exchange),
+      engine_(engine),
+      feed_(feed),
+      collector_(collector),
+      observer_(observer) {}
+
+absl::Status StepLoop::Run() {
+  absl::Status status = RunSteps();
+  // The others may be waiting for this rank: tell them why it stops.
+  if (!status.ok()) exchange_.Abort(status);
+  return status;
+}
+
+absl::Status StepLoop::RunSteps() {
+  while (true) {
+    PORTOLAN_RETURN_IF_ERROR(feed_.Poll(engine_));
+    PORTOLAN_ASSIGN_OR_RETURN(const Agreement ranks, BeginStep());
+    if (ranks.any_output) PORTOLAN_RETURN_IF_ERROR(collector_->Collect());
+    if (ranks.any_work) {
+      PORTOLAN_RETURN_IF_ERROR(engine_.RunStep());
+      ++num_steps_;
+    } else if (ranks.all_closed) {
+      return absl::OkStatus();
+    } else {
+      feed_.WaitForWork();
+    }
+  }
+}
+
+absl::StatusOr<StepLoop::Agreement> StepLoop::BeginStep() {
+  StepRecord mine;
+  mine.rows_planned = engine_.PlanStep();
+  mine.has_work = mine.rows_planned > 0;
+  mine.drain = feed_.closed();
+  mine.output_bytes = collector_ == nullptr ? 0 : collector_->pending_bytes();
+  std::span<const Fp16> hints;
+  if (observer_ != nullptr) hints = observer_->step_hints();
+  PORTOLAN_ASSIGN_OR_RETURN(const std::span<const StepRecord> records,
+                            exchange_.BeginStep(mine, hints));
+  Agreement ranks;
+  for (const StepRecord& record : records) {
+    ranks.any_work |= record.has_work;
+    ranks.any_output |= record.output_bytes > 0;
+    ranks.all_closed &= record.drain;
+  }
+  return ranks;
+}
+
+}  // namespace portolan

@@ -1,0 +1,73 @@
+#pragma once
+
+#include <cstdint>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "comm/token_exchange.h"
+#include "runtime/serving/engine.h"
+
+namespace portolan {
+
+// Where a rank's requests come from. Asked at step borders only.
+class RequestFeed {
+ public:
+  virtual ~RequestFeed() = default;
+
+  // Admits what is new to the engine and cancels what is no longer wanted.
+  virtual absl::Status Poll(Engine& engine) = 0;
+
+  // True once no request will come any more: the loop ends when all ranks are
+  // idle and closed.
+  virtual bool closed() const = 0;
+
+  // All ranks are idle: returns when there may be work again. Must not poll.
+  virtual void WaitForWork() = 0;
+};
+
+// What the ranks bring to rank 0 between two steps: finished results.
+class ResultCollector {
+ public:
+  virtual ~ResultCollector() = default;
+  // Bytes that this rank has to send now.
+  virtual int64_t pending_bytes() const = 0;
+  // Collective: moves every rank's pending bytes to rank 0.
+  virtual absl::Status Collect() = 0;
+};
+
+// The step loop of one rank: the same steps on all ranks, in lock-step, until
+// all are idle and closed.
+class StepLoop {
+ public:
+  // All must outlive the loop; `collector` and `observer` may be
+  // null.
+  StepLoop(TokenExchange& exchange, Engine& engine, RequestFeed& feed,
+           ResultCollector* collector = nullptr,
+           ForwardObserver* observer = nullptr);
+
+  // Errors: of any rank, the same on all. A local one is told to the others
+  // first. The loop cannot be run again after an error.
+  absl::Status Run();
+
+  int64_t num_steps() const { return num_steps_; }
+
+ private:
+  // What the step records of all ranks say together.
+  struct Agreement {
+    bool any_work = false;
+    bool any_output = false;
+    bool all_closed = true;
+  };
+
+  absl::Status RunSteps();
+  absl::StatusOr<Agreement> BeginStep();
+
+  TokenExchange& exchange_;
+  Engine& engine_;
+  RequestFeed& feed_;
+  ResultCollector* const collector_;
+  ForwardObserver* const observer_;
+  int64_t num_steps_ = 0;
+};
+
+}  // namespace portolan

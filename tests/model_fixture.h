@@ -1,0 +1,120 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "launcher/wiring.h"
+#include "runtime/base/fp16.h"
+#include "runtime/model/forward_observer.h"
+
+namespace portolan {
+
+// Options for the bundled model, with `ranks` ranks as threads.
+inline JobOptions BundledModel(int ranks = 1) {
+  JobOptions options;
+  options.model_dir = PORTOLAN_SOURCE_DIR "/models/tiny-moe";
+  options.ranks = ranks;
+  options.threads = 1;
+  options.step_timeout_s = 60;
+  return options;
+}
+
+// Keeps what the gates say: by layer, one row per token seen so far.
+class GateRecorder : public ForwardObserver {
+ public:
+  struct Layer {
+    std::vector<std::vector<float>> probabilities;
+    std::vector<std::vector<int32_t>> experts;
+    std::vector<std::vector<float>> weights;
+  };
+
+  void OnEmbedding(std::span<const StepToken>,
+                   MatrixView<const float>) override {}
+  std::span<const Fp16> step_hints() const override { return {}; }
+  int look_ahead() const override { return 0; }
+
+  std::span<const Fp16> OnGate(const GateOutput& gate) override {
+    layers.resize(std::max(layers.size(), static_cast<size_t>(gate.layer) + 1));
+    Layer& layer = layers[static_cast<size_t>(gate.layer)];
+    const int64_t tokens = gate.probabilities.rows();
+    for (int64_t token = 0; token < tokens; ++token) {
+      const auto row = gate.probabilities.Row(token);
+      const size_t top_k = gate.experts.size() / static_cast<size_t>(tokens);
+      const size_t first = static_cast<size_t>(token) * top_k;
+      const auto experts = gate.experts.subspan(first, top_k);
+      const auto weights = gate.weights.subspan(first, top_k);
+      layer.probabilities.emplace_back(row.begin(), row.end());
+      layer.experts.emplace_back(experts.begin(), experts.end());
+      layer.weights.emplace_back(weights.begin(), weights.end());
+    }
+    return {};
+  }
+
+  std::vector<Layer> layers;
+};
+
+// Ignores tokens: for tests that drive the forward pass themselves.
+class NoSink : public TokenSink {
+ public:
+  bool OnToken(int64_t, int32_t) override { return false; }
+  void OnFinish(int64_t, FinishReason) override {}
+};
+
+// One sequence through the forward pass of a rank, chunk by chunk; every rank
+// of the world must drive the same number of chunks.
+class SequenceRunner {
+ public:
+  explicit SequenceRunner(RankRuntime& rank) : rank_(rank) {}
+
+  // Computes `tokens` after those before and appends the logits of each to
+  // `logits`. Requires room in the KV cache.
+  absl::Status Append(std::span<const int32_t> tokens,
+                      std::vector<std::vector<float>>& logits) {
+    const auto first = static_cast<int64_t>(num_tokens_);
+    num_tokens_ += tokens.size();
+    PORTOLAN_CHECK(rank_.kv().Grow(pages_, static_cast<int64_t>(num_tokens_)));
+    std::vector<ForwardSequence> step;
+    if (!tokens.empty()) {
+      step.push_back({.tokens = tokens,
+                      .first_position = first,
+                      .pages = pages_,
+                      .logits = LogitRows::kAll});
+    }
+    rank_.forward().Begin(step);
+    StepRecord record;
+    record.has_work = true;
+    record.rows_planned = rank_.forward().num_tokens();
+    if (auto begun = rank_.exchange().BeginStep(record); !begun.ok()) {
+      return begun.status();
+    }
+    auto rows = rank_.forward().Run();
+    if (!rows.ok()) return rows.status();
+    for (int64_t row = 0; row < rows->rows(); ++row) {
+      logits.emplace_back(rows->Row(row).begin(), rows->Row(row).end());
+    }
+    return absl::OkStatus();
+  }
+
+  // All bytes of the sequence's keys and values.
+  std::vector<std::byte> KvBytes(int32_t num_layers, int64_t page_bytes) const {
+    std::vector<std::byte> bytes;
+    for (const int32_t page : pages_) {
+      for (int32_t layer = 0; layer < num_layers; ++layer) {
+        const std::byte* data = rank_.kv().Page(page, layer);
+        bytes.insert(bytes.end(), data, data + page_bytes);
+      }
+    }
+    return bytes;
+  }
+
+ private:
+  RankRuntime& rank_;
+  std::vector<int32_t> pages_;
+  size_t num_tokens_ = 0;
+};
+
+}  // namespace portolan

@@ -1,0 +1,133 @@
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <map>
+#include <vector>
+
+#include "runtime/serving/batcher.h"
+
+namespace portolan {
+
+bool operator==(const ScheduledSequence& a, const ScheduledSequence& b) {
+  return a.id == b.id && a.first == b.first && a.num_tokens == b.num_tokens &&
+         a.samples == b.samples;
+}
+
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::IsEmpty;
+
+constexpr int32_t kManyPages = 1000;
+
+ScheduledSequence Chunk(int64_t id, int64_t first, int64_t num_tokens,
+                        bool samples) {
+  return {id, first, num_tokens, samples};
+}
+
+TEST(BatcherTest, ComputesAPromptThenDecodesTokenByToken) {
+  Batcher batcher({});
+  batcher.Add(7, 10);
+
+  EXPECT_THAT(batcher.Next(kManyPages).sequences,
+              ElementsAre(Chunk(7, 0, 10, true)));
+  batcher.Extend(7);
+  EXPECT_THAT(batcher.Next(kManyPages).sequences,
+              ElementsAre(Chunk(7, 10, 1, true)));
+}
+
+TEST(BatcherTest, SplitsALongPromptByTheTokenBudget) {
+  Batcher batcher({.tokens_per_step = 4});
+  batcher.Add(1, 9);
+
+  EXPECT_THAT(batcher.Next(kManyPages).sequences,
+              ElementsAre(Chunk(1, 0, 4, false)));
+  EXPECT_THAT(batcher.Next(kManyPages).sequences,
+              ElementsAre(Chunk(1, 4, 4, false)));
+  EXPECT_THAT(batcher.Next(kManyPages).sequences,
+              ElementsAre(Chunk(1, 8, 1, true)));
+}
+
+TEST(BatcherTest, DecodingGoesBeforePromptsInOneStep) {
+  Batcher batcher({.tokens_per_step = 8});
+  batcher.Add(1, 8);
+  batcher.Next(kManyPages);
+  batcher.Extend(1);
+  batcher.Add(2, 20);
+
+  EXPECT_THAT(batcher.Next(kManyPages).sequences,
+              ElementsAre(Chunk(1, 8, 1, true), Chunk(2, 0, 7, false)));
+}
+
+TEST(BatcherTest, RunsAtMostMaxSequencesAndAdmitsInOrderOfArrival) {
+  Batcher batcher({.max_sequences = 2});
+  for (const int64_t id : {1, 2, 3}) batcher.Add(id, 1);
+
+  EXPECT_THAT(batcher.Next(kManyPages).sequences,
+              ElementsAre(Chunk(1, 0, 1, true), Chunk(2, 0, 1, true)));
+  batcher.Remove(1);
+  batcher.Extend(2);
+  EXPECT_THAT(batcher.Next(kManyPages).sequences,
+              ElementsAre(Chunk(2, 1, 1, true), Chunk(3, 0, 1, true)));
+}
+
+TEST(BatcherTest, PreemptsTheYoungestWhenPagesRunOut) {
+  Batcher batcher({.tokens_per_page = 4});
+  batcher.Add(1, 4);
+  batcher.Add(2, 4);
+  batcher.Next(2);
+  batcher.Extend(1);
+  batcher.Extend(2);
+
+  const Batcher::Plan& plan = batcher.Next(0);
+
+  EXPECT_THAT(plan.preempted, ElementsAre(2));
+  EXPECT_THAT(plan.sequences, ElementsAre(Chunk(1, 4, 1, true)));
+  EXPECT_EQ(batcher.num_waiting(), 1);
+}
+
+TEST(BatcherTest, APreemptedSequenceIsComputedAgainFromTheStart) {
+  Batcher batcher({.tokens_per_page = 4});
+  batcher.Add(1, 4);
+  batcher.Add(2, 4);
+  batcher.Next(2);
+  batcher.Extend(1);
+  batcher.Extend(2);
+  batcher.Next(0);
+  batcher.Remove(1);
+
+  EXPECT_THAT(batcher.Next(3).sequences, ElementsAre(Chunk(2, 0, 5, true)));
+}
+
+TEST(BatcherTest, HalfComputedPromptsThatHoldAllPagesDoNotBlockEachOther) {
+  Batcher batcher({.tokens_per_step = 4, .tokens_per_page = 4});
+  batcher.Add(1, 12);
+  int32_t free = 4;
+  batcher.Next(free);  // 1 computes 4 tokens
+  batcher.Add(2, 12);
+  std::map<int64_t, int64_t> computed = {{1, 4}};
+  std::map<int64_t, int32_t> pages = {{1, 1}};
+
+  // Both need three pages of the four; the elder must come through.
+  for (int step = 0; step < 10 && computed[1] < 12; ++step) {
+    int32_t held = 0;
+    for (const auto& [id, count] : pages) held += count;
+    const Batcher::Plan& plan = batcher.Next(4 - held);
+    for (const int64_t id : plan.preempted) pages[id] = 0;
+    for (const ScheduledSequence& s : plan.sequences) {
+      computed[s.id] = s.first + s.num_tokens;
+      pages[s.id] = static_cast<int32_t>((computed[s.id] + 3) / 4);
+    }
+  }
+
+  EXPECT_EQ(computed[1], 12);
+}
+
+TEST(BatcherTest, NothingToDoGivesAnEmptyPlan) {
+  Batcher batcher({});
+  EXPECT_FALSE(batcher.HasWork());
+  EXPECT_THAT(batcher.Next(kManyPages).sequences, IsEmpty());
+}
+
+}  // namespace
+}  // namespace portolan
