@@ -1,5 +1,6 @@
 #include "launcher/options.h"
 
+#include <cstdlib>
 #include <functional>
 #include <string_view>
 
@@ -99,6 +100,12 @@ void AddSizes(CLI::App& command, JobOptions& options) {
       "rounds (default: 256MiB)");
 }
 
+// For the system tests; not shown by --help.
+void AddTestFlags(CLI::App& command, JobOptions& options) {
+  Add(command, "--fault", options.fault, "")->group("");
+  Add(command, "--odd-rank", options.odd_rank, "")->group("");
+}
+
 }  // namespace
 
 absl::Status JobOptions::Validate() const {
@@ -113,6 +120,11 @@ absl::Status JobOptions::Validate() const {
         absl::StrCat("--transport ", transport,
                      " is for processes under mpirun; --ranks runs threads, "
                      "which talk by --transport local"));
+  }
+  if (transport == "local" && launched_by_mpi && ranks == 0) {
+    return absl::InvalidArgumentError(
+        "--transport local is for --ranks; processes under mpirun talk by shm "
+        "or mpi");
   }
   return absl::OkStatus();
 }
@@ -142,6 +154,9 @@ void AddJobOptions(CLI::App& command, JobOptions& options) {
       ->check(CLI::Range(0.5, 3600.0));
   AddChoices(command, options);
   AddSizes(command, options);
+  AddTestFlags(command, options);
+  options.launched_by_mpi = std::getenv("OMPI_COMM_WORLD_SIZE") != nullptr ||
+                            std::getenv("PMIX_RANK") != nullptr;
 }
 
 void AddSamplingOptions(CLI::App& command, SamplingWishes& wishes) {

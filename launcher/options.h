@@ -34,10 +34,14 @@ struct JobOptions {
 
   // Set by the subcommands, not by flags.
   bool needs_tokenizer = true;
-  int64_t kv_tokens = 0;       // positions to have room for; 0: as --batch asks
-  int64_t logit_rows = 0;      // rows of logits of one step; at least --batch
-  std::string fault;           // see fault.h
-  uint64_t numerics_salt = 0;  // of a rank that tests make odd
+  int64_t kv_tokens = 0;   // positions to have room for; 0: as --batch asks
+  int64_t logit_rows = 0;  // rows of logits of one step; at least --batch
+  bool launched_by_mpi = false;  // by mpirun or srun, as the environment says
+
+  // What tests do to a rank, from PORTOLAN_FAULT (fault.h), and the rank that
+  // PORTOLAN_ODD_RANK gives another numerics id.
+  std::string fault;
+  int32_t odd_rank = -1;
 
   // Errors: kInvalidArgument naming the flag.
   absl::Status Validate() const;

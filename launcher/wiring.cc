@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "comm/local_world.h"
+#include "comm/mpi_session.h"
 #include "experts/checkpoint_format.h"
 #include "experts/file_expert_source.h"
 #include "experts/hash64.h"
@@ -20,6 +21,9 @@
 
 namespace portolan {
 namespace {
+
+// Ranks that still read a large model keep the others waiting.
+constexpr absl::Duration kStartTimeout = absl::Minutes(30);
 
 // Ranks that share this rank's host, and which of them it is.
 struct LocalPlace {
@@ -51,13 +55,13 @@ OwnerTable ContiguousOwners(const ModelConfig& config, int world_size) {
 
 // What two ranks must share to compute together (contracts: numerics id): the
 // order of accumulation, dtypes, weight format and model.
-uint64_t NumericsId(const JobOptions& options, const Model& model) {
+uint64_t NumericsId(const JobOptions& options, const Model& model, Rank rank) {
   constexpr uint64_t kOrderVersion = 1;
   const std::string text = absl::StrCat(
       "order ", kOrderVersion, "; activations and kv ",
       options.activations == ActivationDtype::kF32 ? "f32" : "bf16",
-      "; weights bf16; model ", model.fingerprint, "; odd ",
-      options.numerics_salt);
+      "; weights bf16; model ", model.fingerprint,
+      rank == Rank{options.odd_rank} ? "; odd" : "");
   return Hash64(std::as_bytes(std::span(text)));
 }
 
@@ -91,10 +95,10 @@ absl::StatusOr<std::unique_ptr<RankRuntime>> RankRuntime::Create(
   rank->WireThreads();
   // A rank that cannot load its experts tells the others why.
   PORTOLAN_RETURN_IF_ERROR(
-      AgreeOnStatus(transport, rank->WireExperts(), rank->start_timeout()));
+      AgreeOnStatus(transport, rank->WireExperts(), kStartTimeout));
   PORTOLAN_RETURN_IF_ERROR(rank->WireExchange());
   PORTOLAN_RETURN_IF_ERROR(
-      AgreeOnStatus(transport, rank->WireEngine(sink), rank->start_timeout()));
+      AgreeOnStatus(transport, rank->WireEngine(sink), kStartTimeout));
   return rank;
 }
 
@@ -118,8 +122,6 @@ void RankRuntime::WireThreads() {
                            : options_.cpu_path.value_or(BestCpuPath());
   kernels_ = std::make_unique<Kernels>(path, *pool_);
 }
-
-absl::Duration RankRuntime::start_timeout() const { return absl::Minutes(30); }
 
 absl::Status RankRuntime::WireExperts() {
   PolicyShape shape = ShapeOfRank();
@@ -184,7 +186,7 @@ absl::Status RankRuntime::WireExchange() {
   exchange.hidden = config.hidden;
   exchange.combine = options_.combine;
   exchange.buffer_bytes = options_.exchange_memory_bytes;
-  exchange.numerics_id = NumericsId(options_, model_);
+  exchange.numerics_id = NumericsId(options_, model_, transport_.rank());
   exchange.model_fingerprint = model_.fingerprint;
   exchange.step_timeout = absl::Seconds(options_.step_timeout_s);
   exchange.max_round_tokens = static_cast<int32_t>(options_.tokens_per_step);
@@ -270,13 +272,45 @@ absl::StatusOr<Model> LoadModel(const JobOptions& options, bool silent) {
 
 }  // namespace
 
-absl::Status RunJob(const JobOptions& options, JobBody body) {
-  PORTOLAN_RETURN_IF_ERROR(options.Validate());
+namespace {
+
+absl::Status RunThreads(const JobOptions& options, JobBody body) {
   PORTOLAN_ASSIGN_OR_RETURN(const Model model,
                             LoadModel(options, /*silent=*/false));
   return body(model, [&](RankBody rank_body) {
     return RunLocalWorld(std::max(1, options.ranks), rank_body);
   });
+}
+
+absl::Status RunMpiRank(const JobOptions& options, Transport& transport,
+                        JobBody body) {
+  const absl::StatusOr<Model> model =
+      LoadModel(options, /*silent=*/transport.rank() != Rank{0});
+  PORTOLAN_RETURN_IF_ERROR(
+      AgreeOnStatus(transport, model.status(), kStartTimeout));
+  return body(*model, [&](RankBody rank_body) { return rank_body(transport); });
+}
+
+absl::Status RunProcess(const JobOptions& options, JobBody body) {
+  MpiSessionOptions mpi;
+  PORTOLAN_ASSIGN_OR_RETURN(mpi.transport,
+                            ParseTransportKind(options.transport));
+  mpi.silence = absl::Seconds(options.liveness_timeout_s);
+  PORTOLAN_ASSIGN_OR_RETURN(const std::unique_ptr<MpiSession> session,
+                            MpiSession::Create(nullptr, nullptr, mpi));
+  const absl::Status status = RunMpiRank(options, session->transport(), body);
+  // Finish() does not come back from an error, so it is reported here.
+  Report(status);
+  session->Finish(status, kExitFailed);
+  return status;
+}
+
+}  // namespace
+
+absl::Status RunJob(const JobOptions& options, JobBody body) {
+  PORTOLAN_RETURN_IF_ERROR(options.Validate());
+  const bool is_process = options.ranks == 0 && options.launched_by_mpi;
+  return is_process ? RunProcess(options, body) : RunThreads(options, body);
 }
 
 }  // namespace portolan

@@ -66,7 +66,6 @@ class RankRuntime {
   RankRuntime(const JobOptions& options, const Model& model,
               Transport& transport, ForwardObserver* observer);
 
-  absl::Duration start_timeout() const;
   PolicyShape ShapeOfRank() const;
   absl::StatusOr<std::unique_ptr<ChunkedSource>> OpenExpertSource(
       std::span<const ExpertId> owned);
