@@ -3,6 +3,13 @@ add_library(exchange_contract STATIC exchange_contract.cc)
 target_link_libraries(exchange_contract PUBLIC portolan::comm
   PRIVATE portolan_warnings)
 
+portolan_test(comm_agreement_test portolan::comm)
+portolan_test(comm_dispatch_plan_test portolan::comm)
+portolan_test(comm_exchange_bench_test portolan::comm)
+portolan_test(comm_message_test portolan::comm)
+portolan_test(comm_ring_test portolan::comm)
+portolan_test(comm_silence_test portolan::comm)
+portolan_test(comm_token_exchange_faults_test portolan::comm exchange_contract)
 portolan_test(comm_token_exchange_test portolan::comm exchange_contract)
 
 add_executable(exchange_program mp/exchange_program.cc)
@@ -30,3 +37,29 @@ foreach(transport mpi shm)
   portolan_mpi_test(exchange.${transport} NP 1 2 3 4
     COMMAND $<TARGET_FILE:exchange_program> ${transport} contract)
 endforeach()
+
+# One rank of three misbehaves; the others must name it.
+function(portolan_fault_test transport phase action)
+  if(PORTOLAN_SANITIZE MATCHES "thread")
+    return()
+  endif()
+  string(REPLACE " " "_" name ${phase})
+  set(name system.exchange_fault.${transport}.${name}.${action})
+  add_test(NAME ${name}
+    COMMAND ${CMAKE_CURRENT_SOURCE_DIR}/system/exchange_fault_test.sh
+      ${PROJECT_SOURCE_DIR}/launcher/portolan-launch
+      $<TARGET_FILE:exchange_program> ${transport} ${phase} ${action})
+  set_tests_properties(${name} PROPERTIES TIMEOUT 60
+    ENVIRONMENT "ASAN_OPTIONS=detect_leaks=0")
+endfunction()
+
+foreach(transport mpi shm)
+  foreach(phase "step record" header payload compute combine)
+    portolan_fault_test(${transport} ${phase} kill)
+  endforeach()
+  portolan_fault_test(${transport} compute stop)
+  portolan_fault_test(${transport} compute fail)
+  portolan_fault_test(${transport} header numerics)
+endforeach()
+portolan_fault_test(shm header exit)
+portolan_fault_test(mpi compute slow)

@@ -7,7 +7,7 @@
 // rank does ACTION as it enters PHASE: kill (SIGKILL), stop (SIGSTOP for
 // 0.5 s), fail (an error of its own), slow (5 s without an exchange), exit
 // (leaves without a word), numerics (another numerics id from the start).
-// Prints "ok" or "error: ..." with the rank in front.
+// Prints "rank R (TRANSPORT) at MILLISECONDS ms: ok" or "... error: ...".
 #include <signal.h>
 #include <unistd.h>
 
@@ -39,7 +39,9 @@ void StopForHalfASecond() {
   raise(SIGSTOP);
 }
 
-void Act(const std::string& action) {
+void Act(int rank, const std::string& action) {
+  std::fprintf(stderr, "rank %d acts at %ld ms\n", rank,
+               static_cast<long>(absl::ToUnixMillis(absl::Now())));
   if (action == "kill") raise(SIGKILL);
   if (action == "stop") StopForHalfASecond();
   if (action == "slow") absl::SleepFor(absl::Seconds(5));
@@ -59,7 +61,7 @@ absl::Status RunFault(Transport& transport, const std::string& phase,
     const bool here = event.layer < 0 || event.layer == kFaultyLayer;
     if (faulty && here && event.step == kFaultyStep &&
         ToString(event.phase) == phase) {
-      Act(action);
+      Act(ToIndex(transport.rank()), action);
     }
   };
   if (faulty && action == "fail") {
@@ -96,8 +98,9 @@ int Main(int argc, char** argv) {
                                   : RunFault(transport, phase, action);
   // One write, so that the lines of several ranks do not mix.
   const std::string line = absl::StrCat(
-      "rank ", ToIndex(transport.rank()), " (", transport.name(),
-      "): ", status.ok() ? "ok" : absl::StrCat("error: ", status.ToString()),
+      "rank ", ToIndex(transport.rank()), " (", transport.name(), ") at ",
+      absl::ToUnixMillis(absl::Now()),
+      " ms: ", status.ok() ? "ok" : absl::StrCat("error: ", status.ToString()),
       "\n");
   std::fputs(line.c_str(), stderr);
   return (*session)->Finish(status);

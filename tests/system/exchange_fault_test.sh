@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# exchange_fault_test.sh LAUNCH PROGRAM TRANSPORT PHASE ACTION
+#
+# Three ranks; the last one does ACTION as it enters PHASE (see
+# mp/exchange_program.cc). Checks exit code and what every other rank says.
+set -uo pipefail
+launch=$1 program=$2 transport=$3 phase=$4 action=$5
+
+fail() {
+  echo "FAILED: $1"
+  exit 1
+}
+
+output=$("$launch" -n 3 -- "$program" "$transport" fault "$phase" "$action" 2>&1)
+code=$?
+echo "$output"
+echo "exit code $code"
+
+# What is expected of ranks 0 and 1 (of rank 2 too where it lives on).
+noticed_in=$phase
+case $phase in compute) noticed_in=combine ;; esac
+# mpirun gives the code of the first rank that it sees end; that may be a
+# survivor, with 1.
+case $action in
+  kill) want_code="137|1" ranks="0 1"
+    want="ABORTED: .*rank 2 on .* is lost .*phase \`$noticed_in\` of .*step 3" ;;
+  exit) want_code="3|1" ranks="0 1"
+    want="ABORTED: .*rank 2 on .* is lost .*phase \`$noticed_in\` of .*step 3" ;;
+  fail) want_code=1 ranks="0 1"
+    want="DATA_LOSS: rank 2 on .* failed in phase \`compute\` of layer 1, step 3" ;;
+  numerics) want_code=1 ranks="0 1 2"
+    want="FAILED_PRECONDITION: rank 2 on .* has numerics id 0xbad" ;;
+  stop | slow) want_code=0 ranks="0 1 2" want="ok$" ;;
+  *) fail "unknown action $action" ;;
+esac
+[[ $code =~ ^($want_code)$ ]] || fail "exit code $code instead of $want_code"
+acted=$(sed -n 's/^rank 2 acts at \([0-9]*\) ms.*/\1/p' <<<"$output" | head -1)
+for rank in $ranks; do
+  line=$(grep "^rank $rank ($transport) at" <<<"$output") ||
+    fail "rank $rank said nothing"
+  grep -q ": .*$want" <<<"$line" || fail "rank $rank said something else"
+  [ "$action" = kill ] || continue
+  ended=$(sed 's/.* at \([0-9]*\) ms.*/\1/' <<<"$line")
+  [ $((ended - acted)) -lt 5000 ] ||
+    fail "rank $rank needed $((ended - acted)) ms to notice"
+done
+if pgrep -f "^$program $transport fault $phase $action\$" >/dev/null; then
+  fail "a rank is still running"
+fi
+exit 0
