@@ -319,6 +319,9 @@ void ExpertCache::Evict(ExpertId victim) {
 // Starts what the policy wants to read ahead, as long as its first chunk could
 // go at once.
 bool ExpertCache::Speculate() {
+  const auto present =
+      static_cast<size_t>(table_.num_slots() - table_.num_free());
+  if (present == shape_.owned.size()) return false;  // nothing is absent
   const int32_t most = table_.num_slots() - 2;
   bool any = false;
   while (!stopping_ && queue_.CanSpeculate() &&
@@ -344,8 +347,10 @@ LinkState ExpertCache::Link() const {
     state.bytes_per_second =
         static_cast<double>(options_.slot_bytes) / service_seconds_;
   }
-  state.free_at = options_.clock() +
-                  queue_.num_loads() * state.LoadTime(shape_.expert_bytes);
+  state.free_at = options_.clock();
+  if (queue_.under_way() > 0) {
+    state.free_at += queue_.num_loads() * state.LoadTime(shape_.expert_bytes);
+  }
   return state;
 }
 

@@ -44,6 +44,10 @@ class ExpertCache final : public ExpertProvider {
     int64_t slot_bytes = 0;  // a multiple of 4096
     int32_t staging_buffers = 4;
     int32_t max_attempts = 3;  // of a demand read
+    // Logical CPUs that the loader thread may use; empty: those of the thread
+    // that creates the cache, which is wrong once that one is bound to a CPU
+    // of its own (ThreadPool does so).
+    std::vector<int> loader_cpus = {};
     Clock clock = SteadyNow;
   };
 

@@ -22,6 +22,7 @@
 #include "experts/file_expert_source.h"
 #include "experts/host_source.h"
 #include "experts/policy_lru.h"
+#include "experts/source_factory.h"
 #include "experts/throttled_source.h"
 
 namespace portolan {
@@ -66,19 +67,18 @@ class SourcesTest : public ::testing::Test {
     return static_cast<size_t>(id.layer * kExperts + id.expert);
   }
 
-  std::unique_ptr<ChunkedSource> Checkpoint(FileReaderKind kind) {
-    const auto extents = [&](ExpertId id) {
-      constexpr uint64_t kBytes = kElements * sizeof(Bf16);
-      const uint64_t begin = 777 + 3 * kBytes * Index(id);
-      return ExpertExtents{
-          .gate = {.file = checkpoint_, .offset = begin, .bytes = kBytes},
-          .up = {.file = checkpoint_,
-                 .offset = begin + kBytes,
-                 .bytes = kBytes},
-          .down = {.file = checkpoint_,
-                   .offset = begin + 2 * kBytes,
-                   .bytes = kBytes}};
+  ExpertExtents ExtentsOf(ExpertId id) const {
+    constexpr uint64_t kBytes = kElements * sizeof(Bf16);
+    const uint64_t begin = 777 + 3 * kBytes * Index(id);
+    const auto matrix = [&](uint64_t i) {
+      return TensorExtent{
+          .file = checkpoint_, .offset = begin + i * kBytes, .bytes = kBytes};
     };
+    return {.gate = matrix(0), .up = matrix(1), .down = matrix(2)};
+  }
+
+  std::unique_ptr<ChunkedSource> Checkpoint(FileReaderKind kind) {
+    const auto extents = [this](ExpertId id) { return ExtentsOf(id); };
     return std::make_unique<FileExpertSource>(
         *CheckpointFormat::Open(kShape, ids_, extents),
         *MakeFileReader(kind, 4), /*chunk_bytes=*/8192);
@@ -180,6 +180,27 @@ TEST_F(SourcesTest, EverySourceFillsTheSlotsAlike) {
     const auto cache = Cache(std::move(source), 3);
     EXPECT_TRUE(VisitAll(*cache).ok()) << name;
   }
+}
+
+TEST_F(SourcesTest, TheFactoryPrefersAFreshPackAndSaysWhyItTakesNone) {
+  const ExpertSourceOptions options = {
+      .model_dir = dir_, .link = LinkSpec{.bytes_per_second = 1e9}};
+  const auto extents = [this](ExpertId id) { return ExtentsOf(id); };
+  const auto name = [&](const PackIdentity& identity, size_t num_notices) {
+    auto chosen = MakeExpertSource(options, identity, ids_, extents);
+    EXPECT_TRUE(chosen.ok()) << chosen.status();
+    EXPECT_EQ(chosen->notices.size(), num_notices);
+    const std::string result = chosen->source->name();
+    EXPECT_TRUE(VisitAll(*Cache(std::move(chosen->source), 4)).ok());
+    return result;
+  };
+  EXPECT_THAT(name(Identity(), 0), HasSubstr("checkpoint"));
+  Pack();
+  EXPECT_THAT(name(Identity(), 0), HasSubstr("expert pack"));
+  EXPECT_THAT(name(Identity(), 0), HasSubstr("at 1000 MB/s"));
+  PackIdentity newer = Identity();
+  newer.fingerprint = 43;
+  EXPECT_THAT(name(newer, 1), HasSubstr("checkpoint"));
 }
 
 TEST_F(SourcesTest, AResidentCacheReadsEachExpertOnceAndNoMore) {

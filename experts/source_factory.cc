@@ -1,0 +1,55 @@
+#include "experts/source_factory.h"
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "experts/checkpoint_format.h"
+#include "experts/file_expert_source.h"
+#include "experts/steady_now.h"
+#include "experts/throttled_source.h"
+#include "runtime/base/status_macros.h"
+
+namespace portolan {
+namespace {
+
+// The format of a usable pack, else null, with a notice if one is there.
+std::unique_ptr<RecordFormat> UsablePack(const ExpertSourceOptions& options,
+                                         const PackIdentity& identity,
+                                         std::vector<std::string>& notices) {
+  const std::string path =
+      FindPack(options.model_dir, options.pack_dir, identity.fingerprint);
+  if (path.empty()) return nullptr;
+  absl::StatusOr<std::unique_ptr<PackFormat>> pack =
+      PackFormat::Open(path, identity);
+  if (pack.ok()) return *std::move(pack);
+  notices.push_back(absl::StrCat(pack.status().message(),
+                                 "; using the checkpoint meanwhile"));
+  return nullptr;
+}
+
+}  // namespace
+
+absl::StatusOr<ChosenSource> MakeExpertSource(
+    const ExpertSourceOptions& options, const PackIdentity& identity,
+    std::span<const ExpertId> owned,
+    absl::FunctionRef<ExpertExtents(ExpertId)> extents_of) {
+  ChosenSource chosen;
+  std::unique_ptr<RecordFormat> format =
+      UsablePack(options, identity, chosen.notices);
+  if (format == nullptr) {
+    PORTOLAN_ASSIGN_OR_RETURN(
+        format, CheckpointFormat::Open(identity.shape, owned, extents_of));
+  }
+  PORTOLAN_ASSIGN_OR_RETURN(std::unique_ptr<FileReader> reader,
+                            MakeFileReader(options.reader, options.depth));
+  chosen.source =
+      std::make_unique<FileExpertSource>(std::move(format), std::move(reader));
+  if (options.link) {
+    chosen.source = std::make_unique<ThrottledSource>(
+        std::move(chosen.source), *options.link, identity.slot_bytes,
+        SteadyNow);
+  }
+  return chosen;
+}
+
+}  // namespace portolan
