@@ -21,7 +21,8 @@ absl::Status LoadExpert(ChunkedSource& source, ExpertId id,
                      .chunk = submitted++,
                      .read_class = ReadClass::kDemand,
                      .landing = landing,
-                     .tag = 0});
+                     .tag = 0,
+                     .requested = absl::InfiniteFuture()});
     }
     done.clear();
     source.Wait(absl::InfiniteDuration(), done);

@@ -21,6 +21,9 @@ struct ChunkRead {
   ReadClass read_class = ReadClass::kDemand;
   std::span<std::byte> landing;  // the whole load's, not the chunk's
   uint64_t tag = 0;              // returned with the completion; may repeat
+  // When the load was asked for, if before Submit(); a throttled link counts
+  // from there.
+  absl::Time requested = absl::InfiniteFuture();
 };
 
 struct ChunkDone {

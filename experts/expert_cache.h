@@ -98,6 +98,10 @@ class ExpertCache final : public ExpertProvider {
   // The work of one Visit().
   struct Work;
   class WorkHandle;
+  struct PlannedChunk {
+    LoadQueue::Chunk chunk;
+    absl::Time requested;
+  };
   // What became of an expert's demand loads.
   struct Failure {
     uint32_t count = 0;
@@ -168,7 +172,7 @@ class ExpertCache final : public ExpertProvider {
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;
 
   // The loader thread's own.
-  std::vector<LoadQueue::Chunk> chunks_;
+  std::vector<PlannedChunk> chunks_;
   std::vector<ChunkDone> done_;
   std::vector<int32_t> landed_;  // slots whose load is to be finished
 

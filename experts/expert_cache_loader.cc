@@ -31,12 +31,13 @@ void ExpertCache::Run() {
   // Timeouts of a throttled source are of the size of the default slack, 50 us.
   prctl(PR_SET_TIMERSLACK, 1000);
   while (PlanChunks()) {
-    for (const LoadQueue::Chunk& chunk : chunks_) {
+    for (const auto& [chunk, requested] : chunks_) {
       source_->Submit({.id = chunk.id,
                        .chunk = chunk.chunk,
                        .read_class = chunk.read_class,
                        .landing = Landing(chunk.slot, chunk.staging),
-                       .tag = static_cast<uint64_t>(chunk.slot)});
+                       .tag = static_cast<uint64_t>(chunk.slot),
+                       .requested = requested});
     }
     done_.clear();
     if (landed_.empty()) {
@@ -62,7 +63,8 @@ bool ExpertCache::PlanChunks() {
     if (stopping_) return queue_.under_way() > 0;
     do {
       while (std::optional<LoadQueue::Chunk> chunk = queue_.Next()) {
-        chunks_.push_back(*chunk);
+        chunks_.push_back(
+            {*chunk, load_started_[static_cast<size_t>(chunk->slot)]});
       }
     } while (Speculate());
     loader_waits_ = landed_.empty();

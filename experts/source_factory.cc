@@ -46,8 +46,8 @@ absl::StatusOr<ChosenSource> MakeExpertSource(
       std::make_unique<FileExpertSource>(std::move(format), std::move(reader));
   if (options.link) {
     chosen.source = std::make_unique<ThrottledSource>(
-        std::move(chosen.source), *options.link, identity.slot_bytes,
-        SteadyNow);
+        std::move(chosen.source), *options.link, identity.slot_bytes, SteadyNow,
+        /*spin=*/absl::Microseconds(60));
   }
   return chosen;
 }

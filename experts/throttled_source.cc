@@ -10,11 +10,12 @@ namespace portolan {
 
 ThrottledSource::ThrottledSource(std::unique_ptr<ChunkedSource> source,
                                  const LinkSpec& link, int64_t load_bytes,
-                                 Clock clock)
+                                 Clock clock, absl::Duration spin)
     : source_(std::move(source)),
       spec_(link),
       load_bytes_(load_bytes),
       clock_(std::move(clock)),
+      spin_(spin),
       link_(link) {
   pending_.reserve(static_cast<size_t>(source_->queue_depth()));
 }
@@ -30,7 +31,7 @@ void ThrottledSource::Submit(const ChunkRead& read) {
                         load_bytes_ * read.chunk / num_chunks;
   const uint64_t number = num_submitted_++;
   link_.Submit(number, bytes, /*first_of_load=*/read.chunk == 0,
-               read.read_class, clock_());
+               read.read_class, Requested(read));
   pending_.push_back(
       {.number = number, .tag = read.tag, .status = absl::OkStatus()});
   ChunkRead inner = read;
@@ -42,7 +43,8 @@ void ThrottledSource::Wait(absl::Duration timeout,
                            std::vector<ChunkDone>& done) {
   if (TakeDone(done)) return;
   source_done_.clear();
-  source_->Wait(std::min(timeout, link_.NextArrival() - clock_()),
+  const absl::Duration rest = link_.NextArrival() - clock_();
+  source_->Wait(std::min(timeout, std::max(rest - spin_, absl::ZeroDuration())),
                 source_done_);
   for (ChunkDone& chunk : source_done_) {
     Pending& pending = Find(chunk.tag);
@@ -50,6 +52,13 @@ void ThrottledSource::Wait(absl::Duration timeout,
     pending.status = std::move(chunk.status);
   }
   TakeDone(done);
+}
+
+// The moment of the request, in the order that LinkModel asks for.
+absl::Time ThrottledSource::Requested(const ChunkRead& read) {
+  const absl::Time now = clock_();
+  last_request_ = std::clamp(read.requested, std::min(last_request_, now), now);
+  return last_request_;
 }
 
 bool ThrottledSource::TakeDone(std::vector<ChunkDone>& done) {

@@ -24,9 +24,12 @@ class ThrottledSource final : public ChunkedSource {
   using Clock = std::function<absl::Time()>;
 
   // `clock`: SteadyNow(), or a test's. It must agree with the timeouts that
-  // the source's Wait() takes.
+  // the source's Wait() takes. `spin`: the last part of a wait for the link is
+  // spent polling, since timers of a virtual machine oversleep by tens of
+  // microseconds; costs CPU.
   ThrottledSource(std::unique_ptr<ChunkedSource> source, const LinkSpec& link,
-                  int64_t load_bytes, Clock clock);
+                  int64_t load_bytes, Clock clock,
+                  absl::Duration spin = absl::ZeroDuration());
 
   std::string name() const override;
   size_t staging_bytes() const override { return source_->staging_bytes(); }
@@ -62,6 +65,7 @@ class ThrottledSource final : public ChunkedSource {
   };
 
   Pending& Find(uint64_t number);
+  absl::Time Requested(const ChunkRead& read);
   // Moves what has come over the link and is read to `done`.
   bool TakeDone(std::vector<ChunkDone>& done);
 
@@ -69,8 +73,10 @@ class ThrottledSource final : public ChunkedSource {
   const LinkSpec spec_;
   const int64_t load_bytes_;
   const Clock clock_;
+  const absl::Duration spin_;
   LinkModel link_;
   uint64_t num_submitted_ = 0;
+  absl::Time last_request_ = absl::InfinitePast();
   std::vector<Pending> pending_;  // at most queue_depth()
   std::vector<ChunkDone> source_done_;
 };

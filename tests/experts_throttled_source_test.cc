@@ -60,12 +60,14 @@ class ThrottledSourceTest : public ::testing::Test {
   }
 
   void Submit(ThrottledSource& source, uint64_t tag, int32_t chunk,
-              ReadClass read_class = ReadClass::kDemand) {
+              ReadClass read_class = ReadClass::kDemand,
+              absl::Time requested = absl::InfiniteFuture()) {
     source.Submit({.id = {},
                    .chunk = chunk,
                    .read_class = read_class,
                    .landing = {},
-                   .tag = tag});
+                   .tag = tag,
+                   .requested = requested});
   }
 
   // Microseconds at which the next chunk is done, and its tag.
@@ -107,6 +109,14 @@ TEST_F(ThrottledSourceTest, DemandGoesBeforeWaitingSpeculation) {
   EXPECT_EQ(Next(source), Done(100, 1));
   EXPECT_EQ(Next(source), Done(200, 3));
   EXPECT_EQ(Next(source), Done(251, 2));
+}
+
+TEST_F(ThrottledSourceTest, TheLinkCountsFromTheRequest) {
+  ThrottledSource source = Source(absl::Microseconds(1));
+  now_ += absl::Microseconds(30);
+  Submit(source, 1, 0, ReadClass::kDemand,
+         absl::UnixEpoch() + absl::Microseconds(20));
+  EXPECT_EQ(Next(source), Done(20 + 100, 1));
 }
 
 TEST_F(ThrottledSourceTest, ChunksMayShareATag) {
