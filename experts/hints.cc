@@ -1,6 +1,7 @@
 #include "experts/hints.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "runtime/base/check.h"
 
@@ -18,6 +19,13 @@ void MergeHints(HintMerge merge, std::span<const std::span<const Fp16>> sources,
                                            : std::max(merged[i], score);
     }
   }
+}
+
+float UseProbability(float expected, int64_t num_tokens) {
+  const auto n = static_cast<float>(std::max<int64_t>(1, num_tokens));
+  const float share = std::clamp(expected / n, 0.0f, 1.0f);
+  if (n == 1) return share;
+  return 1.0f - std::pow(1.0f - share, n);
 }
 
 }  // namespace portolan

@@ -17,4 +17,9 @@ enum class HintMerge : uint8_t { kSum, kMax };
 void MergeHints(HintMerge merge, std::span<const std::span<const Fp16>> sources,
                 std::span<float> merged);
 
+// Probability that a layer needs an expert at all, if `expected` of the step's
+// `num_tokens` tokens are expected to choose it (each with the same chance,
+// which is what is known of them): 1 - (1 - expected / n)^n.
+float UseProbability(float expected, int64_t num_tokens);
+
 }  // namespace portolan

@@ -16,7 +16,7 @@ double ExpertMetrics::HitRate() const { return Ratio(hits, accesses()); }
 
 void ExpertMetrics::Merge(const ExpertMetrics& other) {
   steps = std::max(steps, other.steps);
-  tokens += other.tokens;
+  tokens = std::max(tokens, other.tokens);
   hits += other.hits;
   late += other.late;
   misses += other.misses;

@@ -13,7 +13,7 @@ namespace portolan {
 // Source: algorithms.md section 5.
 struct ExpertMetrics {
   int64_t steps = 0;
-  int64_t tokens = 0;  // rows of the steps, prompt tokens included
+  int64_t tokens = 0;  // of all ranks, prompt tokens included
 
   int64_t hits = 0;    // resident and complete when the layer needed it
   int64_t late = 0;    // on its way
@@ -34,7 +34,7 @@ struct ExpertMetrics {
     return prefetch_used_bytes + prefetch_wasted_bytes +
            prefetch_resident_bytes;
   }
-  // Adds another rank's or run's. Steps are common to ranks: the larger counts.
+  // Adds those of another rank of the same run: steps and tokens are common.
   void Merge(const ExpertMetrics& other);
 };
 

@@ -54,16 +54,19 @@ struct PredictorShape {
 // CachePolicy acts on them (policy.h).
 //
 // Order of calls in a step: BeginStep, then Predict for layers 0 .. d-1 (they
-// travel with the step record), then for each layer Observe and Predict for
-// layer + distance, then EndStep. A rank without tokens calls nothing but
-// Predict, which then yields zeros.
+// travel with the step record; d is the last of distances(), and layer
+// num_layers + l means layer l of the step after this one), then for each layer
+// Observe and Predict for layer + distance unless that is beyond the last
+// layer, then EndStep. A rank without tokens calls nothing but Predict, which
+// then yields zeros.
 //
 // Deterministic, no clock, thread or file. Thread-compatible.
 class Predictor {
  public:
   virtual ~Predictor() = default;
 
-  // Layers ahead that are foretold after each Observe(), rising, fixed per job.
+  // Layers ahead that are foretold after each Observe(), rising, fixed per job;
+  // at most 2 * num_layers.
   virtual std::span<const int32_t> distances() const = 0;
 
   // How many gates ahead Observe() wants evaluated: 0, 1 or 2.

@@ -1,0 +1,321 @@
+#include "experts/expert_map_store.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "experts/dot_rows.h"
+#include "runtime/base/check.h"
+
+namespace portolan {
+namespace {
+
+// Of how many most similar records the least useful one goes.
+constexpr size_t kRedundant = 8;
+// Share of the past in a record's usefulness.
+constexpr float kUsefulnessMemory = 0.9f;
+
+float SquaredNorm(std::span<const float> values) {
+  return std::inner_product(values.begin(), values.end(), values.begin(), 0.0f);
+}
+
+bool IsSane(std::span<const float> values) {
+  return std::ranges::all_of(
+      values, [](float value) { return std::abs(value) < 1e15f; });
+}
+
+float InverseNorm(float square) {
+  return square > 0 ? 1.0f / std::sqrt(square) : 0.0f;
+}
+
+}  // namespace
+
+ExpertMapStore::ExpertMapStore(const Shape& shape)
+    : shape_(shape),
+      dim_stride_(PaddedRow(static_cast<size_t>(shape.embedding_dim))),
+      row_stride_(PaddedRow(static_cast<size_t>(shape.num_experts))) {
+  PORTOLAN_CHECK(shape.capacity > 0 && shape.num_layers > 0);
+  const auto capacity = static_cast<size_t>(shape.capacity);
+  const size_t cells = capacity * static_cast<size_t>(shape.num_layers);
+  embeddings_.resize(capacity * dim_stride_);
+  if (shape.format == MapFormat::kExact) {
+    rows_.resize(cells * row_stride_);
+  } else {
+    PORTOLAN_CHECK(shape.top_m > 0 && shape.top_m <= shape.num_experts);
+    values_.resize(cells * static_cast<size_t>(shape.top_m));
+    positions_.resize(values_.size());
+    scales_.resize(cells);
+  }
+  prefix_norms_.resize(cells);
+  usefulness_.resize(capacity);
+  similarity_.resize(capacity);
+  dots_.resize(capacity);
+  order_.resize(capacity);
+  largest_.resize(static_cast<size_t>(shape.num_experts));
+  query_.resize(std::max(dim_stride_, row_stride_));
+  row_.resize(row_stride_);
+}
+
+int64_t ExpertMapStore::bytes() const {
+  return static_cast<int64_t>(
+      (embeddings_.size() + rows_.size() + scales_.size() +
+       prefix_norms_.size() + usefulness_.size()) *
+          sizeof(float) +
+      values_.size() + positions_.size() * sizeof(uint16_t));
+}
+
+void ExpertMapStore::PadQuery(std::span<const float> values) {
+  std::ranges::fill(query_, 0.0f);
+  std::ranges::copy(values, query_.begin());
+}
+
+void ExpertMapStore::StoreEmbedding(int32_t record,
+                                    std::span<const float> embedding) {
+  PORTOLAN_CHECK(std::ssize(embedding) == shape_.embedding_dim);
+  const float scale = InverseNorm(SquaredNorm(embedding));
+  float* out = embeddings_.data() + static_cast<size_t>(record) * dim_stride_;
+  for (const float value : embedding) *out++ = value * scale;
+}
+
+void ExpertMapStore::StoreRow(int32_t record, int32_t layer,
+                              std::span<const float> row) {
+  const size_t cell = Cell(record, layer);
+  if (shape_.format == MapFormat::kExact) {
+    std::ranges::copy(
+        row, rows_.begin() + static_cast<std::ptrdiff_t>(cell * row_stride_));
+    return;
+  }
+  const auto top_m = static_cast<size_t>(shape_.top_m);
+  std::iota(largest_.begin(), largest_.end(), uint16_t{0});
+  std::partial_sort(largest_.begin(),
+                    largest_.begin() + static_cast<std::ptrdiff_t>(top_m),
+                    largest_.end(), [&](uint16_t a, uint16_t b) {
+                      return row[a] > row[b] || (row[a] == row[b] && a < b);
+                    });
+  const float scale = row[largest_[0]] / 255.0f;
+  scales_[cell] = scale;
+  for (size_t i = 0; i < top_m; ++i) {
+    positions_[cell * top_m + i] = largest_[i];
+    values_[cell * top_m + i] =
+        scale > 0 ? static_cast<uint8_t>(std::lround(row[largest_[i]] / scale))
+                  : uint8_t{0};
+  }
+}
+
+void ExpertMapStore::CopyRow(int32_t record, int32_t layer,
+                             std::span<float> row) const {
+  const size_t cell = Cell(record, layer);
+  if (shape_.format == MapFormat::kExact) {
+    std::copy_n(rows_.begin() + static_cast<std::ptrdiff_t>(cell * row_stride_),
+                row.size(), row.begin());
+    return;
+  }
+  std::ranges::fill(row, 0.0f);
+  const auto top_m = static_cast<size_t>(shape_.top_m);
+  for (size_t i = cell * top_m; i < (cell + 1) * top_m; ++i) {
+    row[positions_[i]] = scales_[cell] * static_cast<float>(values_[i]);
+  }
+}
+
+void ExpertMapStore::AddRowDots(int32_t layer, std::span<const float> row,
+                                std::span<float> dots) const {
+  const size_t cell = Cell(0, layer);
+  const auto records = static_cast<size_t>(size_);
+  PORTOLAN_CHECK(row.size() == row_stride_ && dots.size() >= records);
+  if (shape_.format == MapFormat::kExact) {
+    DotRows(rows_.data() + cell * row_stride_, row_stride_, records, row,
+            dots.data());
+    return;
+  }
+  const auto top_m = static_cast<size_t>(shape_.top_m);
+  DotSparseRows(values_.data() + cell * top_m, positions_.data() + cell * top_m,
+                scales_.data() + cell, top_m, records, row, dots.data());
+}
+
+int32_t ExpertMapStore::Add(std::span<const float> embedding,
+                            MatrixView<const float> map) {
+  PORTOLAN_CHECK(map.rows() == shape_.num_layers);
+  PORTOLAN_CHECK(map.cols() == shape_.num_experts);
+  const int32_t place =
+      size_ < shape_.capacity ? size_++ : ChoosePlace(embedding, map);
+  StoreEmbedding(place, embedding);
+  float square = 0;
+  for (int32_t layer = 0; layer < shape_.num_layers; ++layer) {
+    StoreRow(place, layer, map.Row(layer));
+    // Of the row as it is kept, so that a record's cosine with itself is 1.
+    const auto kept =
+        std::span(row_).first(static_cast<size_t>(shape_.num_experts));
+    CopyRow(place, layer, kept);
+    square += SquaredNorm(kept);
+    prefix_norms_[Cell(place, layer)] = std::sqrt(square);
+  }
+  // Neither proven nor disproven.
+  usefulness_[static_cast<size_t>(place)] = 0.5f;
+  return place;
+}
+
+void ExpertMapStore::FillSimilarities(std::span<const float> embedding,
+                                      MatrixView<const float> map) {
+  const float semantic_weight =
+      std::min(1.0f, static_cast<float>(shape_.distance) /
+                         static_cast<float>(shape_.num_layers));
+  std::ranges::fill(dots_, 0.0f);
+  for (int32_t layer = 0; layer < shape_.num_layers; ++layer) {
+    PadQuery(map.Row(layer));
+    AddRowDots(layer, std::span(query_).first(row_stride_), dots_);
+  }
+  const float map_scale = InverseNorm(SquaredNorm(map.data()));
+  std::ranges::fill(similarity_, 0.0f);
+  PadQuery(embedding);
+  DotRows(embeddings_.data(), dim_stride_, similarity_.size(),
+          std::span(query_).first(dim_stride_), similarity_.data());
+  const float embedding_scale = InverseNorm(SquaredNorm(embedding));
+  for (int32_t record = 0; record < size_; ++record) {
+    const auto i = static_cast<size_t>(record);
+    const float norm = PrefixNorm(record, shape_.num_layers - 1);
+    const float trajectory = norm > 0 ? dots_[i] * map_scale / norm : 0.0f;
+    similarity_[i] = semantic_weight * similarity_[i] * embedding_scale +
+                     (1 - semantic_weight) * trajectory;
+  }
+}
+
+int32_t ExpertMapStore::ChoosePlace(std::span<const float> embedding,
+                                    MatrixView<const float> map) {
+  FillSimilarities(embedding, map);
+  if (shape_.replacement == MapReplacement::kSimilarity) {
+    return static_cast<int32_t>(std::ranges::max_element(similarity_) -
+                                similarity_.begin());
+  }
+  std::iota(order_.begin(), order_.end(), 0);
+  const size_t few = std::min(kRedundant, order_.size());
+  const auto end = order_.begin() + static_cast<std::ptrdiff_t>(few);
+  std::partial_sort(order_.begin(), end, order_.end(),
+                    [this](int32_t a, int32_t b) {
+                      const float left = similarity_[static_cast<size_t>(a)];
+                      const float right = similarity_[static_cast<size_t>(b)];
+                      return left > right || (left == right && a < b);
+                    });
+  return *std::min_element(order_.begin(), end, [this](int32_t a, int32_t b) {
+    return usefulness_[static_cast<size_t>(a)] <
+           usefulness_[static_cast<size_t>(b)];
+  });
+}
+
+void ExpertMapStore::Reward(int32_t record, float usefulness) {
+  float& mean = usefulness_[static_cast<size_t>(record)];
+  mean = kUsefulnessMemory * mean + (1 - kUsefulnessMemory) * usefulness;
+}
+
+std::optional<ExpertMapStore::Match> ExpertMapStore::MatchEmbedding(
+    std::span<const float> embedding) {
+  if (size_ == 0) return std::nullopt;
+  PadQuery(embedding);
+  const auto records = static_cast<size_t>(size_);
+  std::ranges::fill(similarity_, 0.0f);
+  DotRows(embeddings_.data(), dim_stride_, records,
+          std::span(query_).first(dim_stride_), similarity_.data());
+  const auto best =
+      std::max_element(similarity_.begin(), similarity_.begin() + size_);
+  return Match{static_cast<int32_t>(best - similarity_.begin()),
+               *best * InverseNorm(SquaredNorm(embedding))};
+}
+
+void ExpertMapStore::NearestEmbeddings(std::span<const float> embedding,
+                                       size_t count,
+                                       std::vector<Match>& matches) {
+  matches.clear();
+  if (!MatchEmbedding(embedding)) return;  // fills similarity_
+  const float scale = InverseNorm(SquaredNorm(embedding));
+  const auto records = order_.begin() + size_;
+  std::iota(order_.begin(), records, 0);
+  const size_t wanted = std::min(count, static_cast<size_t>(size_));
+  std::partial_sort(order_.begin(),
+                    order_.begin() + static_cast<std::ptrdiff_t>(wanted),
+                    records, [this](int32_t a, int32_t b) {
+                      const float left = similarity_[static_cast<size_t>(a)];
+                      const float right = similarity_[static_cast<size_t>(b)];
+                      return left > right || (left == right && a < b);
+                    });
+  for (size_t i = 0; i < wanted; ++i) {
+    const int32_t record = order_[i];
+    matches.push_back(
+        {record, similarity_[static_cast<size_t>(record)] * scale});
+  }
+}
+
+void ExpertMapStore::Save(ByteWriter& out) const {
+  out.Put(shape_.embedding_dim);
+  out.Put(shape_.num_layers);
+  out.Put(shape_.num_experts);
+  out.Put(size_);
+  std::vector<float> row(static_cast<size_t>(shape_.num_experts));
+  for (int32_t record = 0; record < size_; ++record) {
+    out.Put(usefulness_[static_cast<size_t>(record)]);
+    out.PutArray(std::span(embeddings_)
+                     .subspan(static_cast<size_t>(record) * dim_stride_,
+                              static_cast<size_t>(shape_.embedding_dim)));
+    for (int32_t layer = 0; layer < shape_.num_layers; ++layer) {
+      CopyRow(record, layer, row);
+      out.PutArray(std::span<const float>(row));
+    }
+  }
+}
+
+bool ExpertMapStore::Load(ByteReader& in) {
+  if (in.Get<int32_t>() != shape_.embedding_dim ||
+      in.Get<int32_t>() != shape_.num_layers ||
+      in.Get<int32_t>() != shape_.num_experts) {
+    return false;
+  }
+  const auto records = in.Get<int32_t>();
+  size_ = 0;
+  for (int32_t record = 0; record < records && in.ok(); ++record) {
+    const auto usefulness = in.Get<float>();
+    const auto embedding =
+        in.GetArray<float>(static_cast<size_t>(shape_.embedding_dim));
+    const auto map =
+        in.GetArray<float>(static_cast<size_t>(shape_.num_layers) *
+                           static_cast<size_t>(shape_.num_experts));
+    if (!in.ok() || !IsSane(embedding) || !IsSane(map)) return false;
+    if (record < records - shape_.capacity) continue;  // the oldest go
+    const int32_t place =
+        Add(embedding, {map, shape_.num_layers, shape_.num_experts});
+    usefulness_[static_cast<size_t>(place)] = usefulness;
+  }
+  return in.ok();
+}
+
+TrajectorySearch::TrajectorySearch(const ExpertMapStore& store)
+    : store_(store),
+      dots_(static_cast<size_t>(store.shape().capacity)),
+      padded_(PaddedRow(static_cast<size_t>(store.shape().num_experts))) {}
+
+void TrajectorySearch::Begin() {
+  layer_ = -1;
+  records_ = store_.size();
+  squares_ = 0;
+  std::ranges::fill(dots_, 0.0f);
+}
+
+void TrajectorySearch::Extend(int32_t layer, std::span<const float> row) {
+  PORTOLAN_CHECK(layer == layer_ + 1);
+  layer_ = layer;
+  std::ranges::copy(row, padded_.begin());
+  store_.AddRowDots(layer, padded_, dots_);
+  squares_ += SquaredNorm(row);
+}
+
+std::optional<ExpertMapStore::Match> TrajectorySearch::Best() const {
+  if (layer_ < 0 || records_ == 0) return std::nullopt;
+  ExpertMapStore::Match best{.record = 0, .similarity = -1};
+  for (int32_t record = 0; record < records_; ++record) {
+    const float norm = store_.PrefixNorm(record, layer_);
+    const float cosine =
+        norm > 0 ? dots_[static_cast<size_t>(record)] / norm : 0.0f;
+    if (cosine > best.similarity) best = {record, cosine};
+  }
+  best.similarity *= InverseNorm(squares_);
+  return best;
+}
+
+}  // namespace portolan

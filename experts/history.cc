@@ -1,0 +1,167 @@
+#include "experts/history.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cmath>
+#include <cstdio>
+#include <fstream>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "experts/byte_codec.h"
+#include "experts/hash64.h"
+#include "experts/predictor_adaptive.h"
+#include "runtime/base/status_macros.h"
+
+namespace portolan {
+namespace {
+
+constexpr std::string_view kMagic = "PTLHIST1";
+constexpr int64_t kTokenTableBytes = 64 << 20;
+
+ExpertMapStore::Shape StoreShape(const HistoryShape& shape, int32_t capacity) {
+  return {.capacity = capacity,
+          .embedding_dim = shape.hidden,
+          .num_layers = shape.num_layers,
+          .num_experts = shape.num_experts,
+          .format = shape.format,
+          .top_m = std::min(shape.num_experts, 2 * shape.top_k),
+          .replacement = shape.replacement};
+}
+
+bool AllFinite(std::span<const float> values) {
+  return std::ranges::all_of(values,
+                             [](float value) { return std::isfinite(value); });
+}
+
+}  // namespace
+
+int32_t TokenTableCapacity(int32_t num_layers, int32_t num_experts) {
+  const int64_t per_token = static_cast<int64_t>(num_layers) * num_experts;
+  return static_cast<int32_t>(
+      std::clamp<int64_t>(kTokenTableBytes / per_token, 64, 16384));
+}
+
+HistoryShape HistoryShapeOf(const TraceHeader& header) {
+  return {
+      .num_layers = header.num_layers,
+      .num_experts = header.num_experts,
+      .top_k = header.top_k,
+      .hidden = header.hidden,
+      .numerics_id = header.numerics_id,
+      .token_ids = TokenTableCapacity(header.num_layers, header.num_experts)};
+}
+
+History::History(const HistoryShape& shape)
+    : shape_(shape),
+      iterations_(StoreShape(shape, shape.iterations)),
+      sequences_(StoreShape(shape, shape.sequences)),
+      tokens_({.num_layers = shape.num_layers,
+               .num_experts = shape.num_experts,
+               .top_k = shape.top_k,
+               .capacity = shape.token_ids}),
+      followers_(tokens_.shape()),
+      popularity_(static_cast<size_t>(shape.num_layers) *
+                      static_cast<size_t>(shape.num_experts),
+                  static_cast<float>(shape.top_k) /
+                      static_cast<float>(shape.num_experts)),
+      mixers_(InitialMixers(shape.num_layers)) {}
+
+std::string History::Serialize() const {
+  ByteWriter out;
+  out.PutArray(std::span(kMagic));
+  out.Put(shape_.num_layers);
+  out.Put(shape_.num_experts);
+  out.Put(shape_.top_k);
+  out.Put(shape_.hidden);
+  out.Put(shape_.numerics_id);
+  out.PutArray(std::span(popularity_));
+  out.Put(static_cast<uint32_t>(mixers_.size()));
+  for (const Mixer& mixer : mixers_) out.PutArray(mixer.weights());
+  tokens_.Save(out);
+  followers_.Save(out);
+  sequences_.Save(out);
+  iterations_.Save(out);
+  out.Put(Hash64(out.bytes()));
+  const auto bytes = out.bytes();
+  return std::string(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+}
+
+absl::Status History::Parse(std::string_view text) {
+  const auto bytes = std::as_bytes(std::span(text));
+  constexpr size_t kSum = sizeof(uint64_t);
+  if (!text.starts_with(kMagic) || text.size() < kMagic.size() + kSum) {
+    return absl::DataLossError(
+        "not a history of this version (PTLHIST1): remove it, it is rebuilt");
+  }
+  ByteReader sum(bytes.last(kSum));
+  if (sum.Get<uint64_t>() != Hash64(bytes.first(bytes.size() - kSum))) {
+    return absl::DataLossError(
+        "the history is damaged (checksum): remove it, it is rebuilt");
+  }
+  ByteReader in(bytes.first(bytes.size() - kSum).subspan(kMagic.size()));
+  const bool same_shape = in.Get<int32_t>() == shape_.num_layers &&
+                          in.Get<int32_t>() == shape_.num_experts &&
+                          in.Get<int32_t>() == shape_.top_k &&
+                          in.Get<int32_t>() == shape_.hidden &&
+                          in.Get<uint64_t>() == shape_.numerics_id;
+  if (!same_shape) {
+    return absl::FailedPreconditionError(
+        "the history belongs to another model or numerics: use one file for "
+        "each");
+  }
+  History loaded(shape_);
+  loaded.popularity_ = in.GetArray<float>(popularity_.size());
+  bool sound = in.ok() && in.Get<uint32_t>() == mixers_.size();
+  for (size_t i = 0; sound && i < mixers_.size(); ++i) {
+    const auto weights = in.GetArray<float>(mixers_[i].num_inputs());
+    sound = in.ok() && AllFinite(weights);
+    if (sound) std::ranges::copy(weights, loaded.mixers_[i].weights().begin());
+  }
+  sound = sound && AllFinite(loaded.popularity_) && loaded.tokens_.Load(in) &&
+          loaded.followers_.Load(in) && loaded.sequences_.Load(in) &&
+          loaded.iterations_.Load(in) && in.remaining() == 0;
+  if (!sound) {
+    return absl::DataLossError(
+        "the history holds what no history can: remove it, it is rebuilt");
+  }
+  *this = std::move(loaded);
+  return absl::OkStatus();
+}
+
+absl::Status History::Save(const std::string& path) const {
+  const std::string part = path + ".part";
+  const std::string bytes = Serialize();
+  std::FILE* const file = std::fopen(part.c_str(), "wb");
+  const auto failed = [&](int error) {
+    std::remove(part.c_str());
+    return absl::ErrnoToStatus(error,
+                               absl::StrCat("cannot write the history ", path));
+  };
+  if (file == nullptr) return failed(errno);
+  bool whole = std::fwrite(bytes.data(), 1, bytes.size(), file) == bytes.size();
+  whole = whole && std::fflush(file) == 0 && fsync(fileno(file)) == 0;
+  const int error = errno;
+  if (std::fclose(file) != 0 || !whole) return failed(whole ? errno : error);
+  if (std::rename(part.c_str(), path.c_str()) != 0) return failed(errno);
+  return absl::OkStatus();
+}
+
+absl::Status History::Load(const std::string& path) {
+  std::ifstream in(path, std::ios::binary);
+  if (!in) {
+    return absl::ErrnoToStatus(errno,
+                               absl::StrCat("cannot open the history ", path));
+  }
+  const std::string bytes((std::istreambuf_iterator<char>(in)),
+                          std::istreambuf_iterator<char>());
+  if (const absl::Status status = Parse(bytes); !status.ok()) {
+    return absl::Status(status.code(),
+                        absl::StrCat(path, ": ", status.message()));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace portolan

@@ -1,0 +1,84 @@
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "experts/expert_map_store.h"
+#include "experts/mixer.h"
+#include "experts/token_table.h"
+#include "experts/trace.h"
+
+namespace portolan {
+
+struct HistoryShape {
+  int32_t num_layers = 0;
+  int32_t num_experts = 0;
+  int32_t top_k = 0;
+  int32_t hidden = 0;
+  uint64_t numerics_id = 0;   // of the model whose gates are remembered
+  int32_t iterations = 1000;  // maps of single tokens
+  int32_t sequences = 1000;   // maps of whole sequences
+  int32_t token_ids = 16384;
+  MapFormat format = MapFormat::kExact;
+  MapReplacement replacement = MapReplacement::kSimilarity;
+};
+
+// Token ids worth remembering for a model of this shape: 16384, or what takes
+// 64 MiB.
+int32_t TokenTableCapacity(int32_t num_layers, int32_t num_experts);
+
+HistoryShape HistoryShapeOf(const TraceHeader& header);
+
+// What earlier requests taught about a model's gates: expert maps of
+// iterations and of whole sequences, two token tables, how popular each expert
+// is, and the weights of the prediction sources. Predictors read it and learn
+// into it; a copy is a snapshot.
+//
+// Thread-compatible. Memory: the stores' bytes(), allocated at construction.
+class History {
+ public:
+  explicit History(const HistoryShape& shape);
+
+  const HistoryShape& shape() const { return shape_; }
+
+  ExpertMapStore& iterations() { return iterations_; }
+  ExpertMapStore& sequences() { return sequences_; }
+  TokenTable& tokens() { return tokens_; }
+  // Where the token after a token id went.
+  TokenTable& followers() { return followers_; }
+
+  // Share of tokens that chose each expert, aged: [num_layers, num_experts].
+  std::span<float> popularity() { return popularity_; }
+  std::span<const float> popularity() const { return popularity_; }
+
+  // Of the adaptive predictor: by context, then layer.
+  std::vector<Mixer>& mixers() { return mixers_; }
+
+  // Writes to a new file beside `path` and renames it: a reader finds the old
+  // file or the new one, never half of one. Errors: naming the file.
+  absl::Status Save(const std::string& path) const;
+
+  // Replaces the content. Errors, after which nothing has changed: kNotFound;
+  // kDataLoss naming the file if it is damaged or of another version;
+  // kFailedPrecondition if it belongs to another model.
+  absl::Status Load(const std::string& path);
+
+  // As the file, without it: what the coordinator keeps and hands out.
+  std::string Serialize() const;
+  absl::Status Parse(std::string_view bytes);
+
+ private:
+  HistoryShape shape_;
+  ExpertMapStore iterations_;
+  ExpertMapStore sequences_;
+  TokenTable tokens_;
+  TokenTable followers_;
+  std::vector<float> popularity_;
+  std::vector<Mixer> mixers_;
+};
+
+}  // namespace portolan

@@ -1,0 +1,61 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "experts/history.h"
+#include "experts/link_model.h"
+#include "experts/metrics.h"
+#include "experts/policies.h"
+#include "experts/trace.h"
+
+namespace portolan {
+
+struct ReplayOptions {
+  // Ranks that share the experts of every layer in contiguous blocks
+  // (FirstOwnedExpert) and serve sequences round robin.
+  int32_t num_ranks = 1;
+  // Of a rank, as --expert-memory takes it: "25%", "64MiB", "all".
+  std::string expert_memory = "25%";
+  LinkSpec link = {};
+  int64_t chunk_bytes = 1 << 20;
+  PolicyOptions policy = {};
+};
+
+struct ReplayResult {
+  std::string policy;
+  int32_t num_ranks = 0;
+  std::vector<ExpertMetrics> ranks;
+  ExpertMetrics total;  // merged over ranks
+  // Of the whole run; the slowest rank of each layer counts.
+  absl::Duration time = absl::ZeroDuration();
+  absl::Duration compute = absl::ZeroDuration();  // the same without any stall
+  std::vector<PredictionMetrics> predictions;     // merged over ranks
+  std::string notice;                             // of the policy, or empty
+
+  // Time lost to experts: what all ranks together waited for the slowest.
+  absl::Duration lost() const { return time - compute; }
+};
+
+// The experts of a layer that a rank owns without a placement: those from
+// FirstOwnedExpert(rank) up to that of the next rank.
+int32_t FirstOwnedExpert(int32_t rank, int32_t num_ranks, int32_t num_experts);
+
+// Runs one policy ("oracle" included) over a trace in simulated time: the union
+// of each step is what its layers need, links and caches are those of
+// SimulatedCache, predictors see what the gates said and hints travel in f16.
+// The layers' compute times come from the trace.
+//
+// `history` is what predictors begin with; it is copied for the run. Null:
+// empty. Deterministic.
+// Errors: kInvalidArgument (options, a budget too small, a policy that wants
+// what the trace does not hold).
+absl::StatusOr<ReplayResult> Replay(const Trace& trace, std::string_view policy,
+                                    const ReplayOptions& options,
+                                    const History* history);
+
+}  // namespace portolan

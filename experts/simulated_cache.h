@@ -1,0 +1,64 @@
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "absl/time/time.h"
+#include "experts/link_model.h"
+#include "experts/policy_driver.h"
+
+namespace portolan {
+
+// The expert cache and the link of one rank, as the engine has them but in
+// simulated time: reads are events, computing is a duration. Makes the same
+// calls to PolicyDriver as the real cache does. Thread-compatible.
+class SimulatedCache {
+ public:
+  // A load goes over the link in chunks of `chunk_bytes`.
+  SimulatedCache(const PolicyShape& shape, std::unique_ptr<CachePolicy> policy,
+                 const LinkSpec& link, int64_t chunk_bytes);
+
+  PolicyDriver& driver() { return driver_; }
+  const PolicyDriver& driver() const { return driver_; }
+  absl::Time now() const { return now_; }
+
+  // Lets time pass: reads arrive, the idle link takes speculative ones.
+  void AdvanceTo(absl::Time time);
+
+  // Computes a layer whose gate has chosen at now(): resident experts first,
+  // the others as they come, in waves if need be. Each row takes `row_time`.
+  // Afterwards now() is the end of the layer. Returns the time of waiting.
+  absl::Duration Compute(int32_t layer, std::span<const ExpertNeed> needs,
+                         absl::Duration row_time);
+
+ private:
+  enum class Phase : uint8_t { kIdle, kPending, kComputing };
+
+  // Takes the next chunk off the link if it arrives by `limit`; now() is then
+  // its arrival.
+  bool ArriveNext(absl::Time limit);
+  void Arrive(uint64_t tag);
+  void AskForPrefetches();
+  void StartLoad(ExpertId id, ReadClass read_class);
+  void Evict(ExpertId id);
+  // Starts reads for needs that are absent, as far as slots can be had.
+  void StartDemand(int32_t layer, std::span<const ExpertNeed> needs);
+  std::span<const ExpertId> Evictable();
+  LinkState link_state() const;
+
+  const PolicyShape shape_;
+  const LinkSpec spec_;
+  const int64_t chunk_bytes_;
+  PolicyDriver driver_;
+  LinkModel link_;
+  absl::Time now_ = absl::UnixEpoch();
+  std::vector<Phase> phase_;          // of the needs of the layer, by Index()
+  std::vector<int64_t> chunks_left_;  // of a load, by Index()
+  std::vector<ExpertId> residents_;   // complete ones
+  std::vector<ExpertId> evictable_;   // scratch
+  int32_t used_slots_ = 0;
+  int64_t chunks_on_link_ = 0;
+};
+
+}  // namespace portolan
