@@ -1,0 +1,215 @@
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "experts/replay.h"
+#include "tests/synthetic_trace.h"
+
+namespace portolan {
+namespace {
+
+ReplayOptions Options(const char* memory, const char* link = "1GB/s,50us") {
+  ReplayOptions options;
+  options.expert_memory = memory;
+  options.link = *ParseLinkSpec(link);
+  return options;
+}
+
+ReplayResult MustReplay(const Trace& trace, std::string_view policy,
+                        const ReplayOptions& options) {
+  absl::StatusOr<ReplayResult> result = Replay(trace, policy, options, nullptr);
+  EXPECT_TRUE(result.ok()) << result.status();
+  return *std::move(result);
+}
+
+double StallSeconds(const ReplayResult& result) {
+  return absl::ToDoubleSeconds(result.total.stall);
+}
+
+// The union of every layer visit, counted by hand.
+int64_t CountNeeds(const Trace& trace) {
+  int64_t needs = 0;
+  for (const TraceStep& step : trace.steps) {
+    for (const TraceLayer& layer : step.layers) {
+      std::vector<uint16_t> experts = layer.experts;
+      std::ranges::sort(experts);
+      needs += std::ranges::unique(experts).begin() - experts.begin();
+    }
+  }
+  return needs;
+}
+
+TEST(ReplayTest, CountsTheUnionOfAStepOnce) {
+  const Trace trace = SyntheticTrace();
+  const int64_t needs = CountNeeds(trace);
+  for (const int32_t ranks : {1, 2, 3}) {
+    ReplayOptions options = Options("50%");
+    options.num_ranks = ranks;
+
+    const ReplayResult result = MustReplay(trace, "lru", options);
+
+    EXPECT_EQ(result.total.accesses(), needs) << ranks << " ranks";
+    EXPECT_EQ(result.total.steps, 200);
+  }
+}
+
+TEST(ReplayTest, WithAllExpertsInMemoryOnlyFirstUsesMiss) {
+  const Trace trace = SyntheticTrace();
+
+  const ReplayResult result = MustReplay(trace, "lru", Options("all"));
+
+  EXPECT_LE(result.total.misses, 64);
+  EXPECT_EQ(result.total.demand_bytes,
+            result.total.misses * trace.header.expert_bytes);
+}
+
+TEST(ReplayTest, TimeIsComputePlusWhatWaitingCosts) {
+  const Trace trace = SyntheticTrace();
+
+  const ReplayResult result = MustReplay(trace, "lru", Options("25%"));
+
+  EXPECT_NEAR(absl::ToDoubleSeconds(result.lost()), StallSeconds(result), 1e-6);
+}
+
+TEST(ReplayTest, ADemandMissCostsALoadThatComputeOverlapsInPart) {
+  // One step, nothing in memory: a layer of one token needs two experts.
+  SyntheticOptions synthetic;
+  synthetic.num_steps = 1;
+  synthetic.prompt_tokens = 1;
+  const Trace trace = SyntheticTrace(synthetic);
+
+  const ReplayResult result = MustReplay(trace, "lru", Options("25%"));
+
+  // 4 layers: wait 150 us for the first, compute it in 20 us while the second
+  // comes, wait 130 us for that.
+  EXPECT_NEAR(StallSeconds(result), 4 * 280e-6, 1e-7);
+}
+
+TEST(ReplayTest, IsDeterministic) {
+  const Trace trace = SyntheticTrace();
+
+  const ReplayResult first = MustReplay(trace, "adaptive", Options("25%"));
+  const ReplayResult second = MustReplay(trace, "adaptive", Options("25%"));
+
+  EXPECT_EQ(first.total.stall, second.total.stall);
+  EXPECT_EQ(first.total.prefetch_used_bytes, second.total.prefetch_used_bytes);
+}
+
+TEST(ReplayTest, ByteClassesAddUpToWhatWasLoaded) {
+  const Trace trace = SyntheticTrace();
+  for (const std::string_view policy : PolicyNames()) {
+    const ReplayResult result = MustReplay(trace, policy, Options("25%"));
+
+    const int64_t bytes =
+        result.total.demand_bytes + result.total.prefetch_bytes();
+    EXPECT_EQ(bytes % trace.header.expert_bytes, 0) << policy;
+    EXPECT_GE(bytes / trace.header.expert_bytes, 16) << policy;
+    EXPECT_GE(result.total.prefetch_resident_bytes, 0) << policy;
+  }
+}
+
+TEST(ReplayTest, EveryPolicyRunsAtTheSmallestBudgetAndOnSeveralRanks) {
+  const Trace trace = SyntheticTrace({.num_steps = 60});
+  for (const std::string_view policy : PolicyNames()) {
+    ReplayOptions options = Options("200000");  // two slots
+    options.num_ranks = 3;
+
+    const ReplayResult result = MustReplay(trace, policy, options);
+
+    EXPECT_EQ(result.total.accesses(), CountNeeds(trace)) << policy;
+    EXPECT_EQ(result.total.prefetch_bytes(), 0) << policy;
+  }
+}
+
+TEST(ReplayTest, TheOracleStallsLeast) {
+  const Trace trace = SyntheticTrace();
+  for (const char* memory : {"50%", "25%", "12.5%"}) {
+    const double oracle =
+        StallSeconds(MustReplay(trace, "oracle", Options(memory)));
+    for (const std::string_view policy : PolicyNames()) {
+      EXPECT_LE(oracle,
+                StallSeconds(MustReplay(trace, policy, Options(memory))))
+          << policy << " at " << memory;
+    }
+  }
+}
+
+TEST(ReplayTest, AdaptiveStallsLeastWhereTokensForetell) {
+  const Trace trace = SyntheticTrace({.num_steps = 2000});
+  const double lru = StallSeconds(MustReplay(trace, "lru", Options("25%")));
+  const double oracle =
+      StallSeconds(MustReplay(trace, "oracle", Options("25%")));
+
+  const double adaptive =
+      StallSeconds(MustReplay(trace, "adaptive", Options("25%")));
+
+  EXPECT_LE(adaptive, lru - 0.25 * (lru - oracle));
+  for (const std::string_view policy : PolicyNames()) {
+    EXPECT_LE(adaptive,
+              1.02 * StallSeconds(MustReplay(trace, policy, Options("25%"))))
+        << policy;
+  }
+}
+
+struct Adversary {
+  const char* name;
+  SyntheticOptions options;
+};
+
+class AdversarialTest : public ::testing::TestWithParam<Adversary> {};
+
+TEST_P(AdversarialTest, AdaptiveIsNeverWorseThanLruByMoreThanNoise) {
+  const Trace trace = SyntheticTrace(GetParam().options);
+  for (const char* memory : {"50%", "25%", "12.5%"}) {
+    for (const char* link : {"1GB/s,50us", "200MB/s,200us"}) {
+      const double lru =
+          StallSeconds(MustReplay(trace, "lru", Options(memory, link)));
+
+      const double adaptive =
+          StallSeconds(MustReplay(trace, "adaptive", Options(memory, link)));
+
+      EXPECT_LE(adaptive, 1.02 * lru) << memory << " " << link;
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Traces, AdversarialTest,
+    ::testing::Values(
+        Adversary{"UniformRouting", {.num_steps = 2000, .token_strength = 0}},
+        Adversary{"UniformRoutingOneSequence",
+                  {.num_steps = 2000,
+                   .steps_per_sequence = 2000,
+                   .seed = 5,
+                   .token_strength = 0}},
+        Adversary{"ShiftInTheMiddle", {.num_steps = 2000, .shift_at = 1000}},
+        Adversary{"OneSequenceRepeating", {.num_steps = 2000, .repeat = true}},
+        Adversary{"WithoutLookahead", {.num_steps = 2000, .lookahead = false}}),
+    [](const auto& test) { return test.param.name; });
+
+TEST(ReplayTest, RefusesWhatItCannotReplay) {
+  const Trace trace = SyntheticTrace({.num_steps = 1});
+
+  const auto no_link = Replay(trace, "lru", ReplayOptions{}, nullptr);
+  const auto no_policy = Replay(trace, "best", Options("25%"), nullptr);
+  const auto too_small = Replay(trace, "lru", Options("100000"), nullptr);
+
+  EXPECT_TRUE(absl::IsInvalidArgument(no_link.status()));
+  EXPECT_THAT(no_policy.status().message(), testing::HasSubstr("adaptive"));
+  EXPECT_TRUE(absl::IsInvalidArgument(too_small.status()))
+      << too_small.status();
+}
+
+TEST(FirstOwnedExpertTest, CutsALayerIntoContiguousBlocks) {
+  for (const int32_t experts : {7, 32, 60}) {
+    for (int32_t ranks = 1; ranks <= 4; ++ranks) {
+      for (int32_t e = 0; e < experts; ++e) {
+        const int32_t owner = e * ranks / experts;
+        EXPECT_GE(e, FirstOwnedExpert(owner, ranks, experts));
+        EXPECT_LT(e, FirstOwnedExpert(owner + 1, ranks, experts));
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace portolan

@@ -1,0 +1,203 @@
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/resource.h>
+
+#include <csignal>
+#include <fstream>
+#include <string>
+
+#include "experts/trace.h"
+#include "tests/synthetic_trace.h"
+
+namespace portolan {
+namespace {
+
+using ::testing::HasSubstr;
+
+std::string TestPath(std::string_view name) {
+  return testing::TempDir() + "portolan_trace_" + std::string(name);
+}
+
+std::vector<float> EmbeddingsOf(const Trace& trace, const TraceStep& step) {
+  std::vector<float> rows;
+  for (const int32_t id : step.token_ids) {
+    for (const Fp16 value : trace.embeddings.at(id)) {
+      rows.push_back(ToFloat(value));
+    }
+  }
+  return rows;
+}
+
+absl::Status Append(TraceWriter& writer, const Trace& trace,
+                    const TraceStep& step) {
+  const std::vector<float> rows = EmbeddingsOf(trace, step);
+  return writer.Append(step,
+                       {rows, step.num_tokens(), int64_t{trace.header.hidden}});
+}
+
+std::string WriteTrace(const Trace& trace, std::string_view name) {
+  const std::string path = TestPath(name);
+  auto writer = TraceWriter::Create(path, trace.header);
+  EXPECT_TRUE(writer.ok()) << writer.status();
+  for (const TraceStep& step : trace.steps) {
+    EXPECT_TRUE(Append(**writer, trace, step).ok());
+  }
+  return path;
+}
+
+std::string ReadBytes(const std::string& path) {
+  std::ifstream in(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
+}
+
+std::span<const std::byte> Bytes(const std::string& text) {
+  return std::as_bytes(std::span(text));
+}
+
+void ExpectSame(const TraceStep& a, const TraceStep& b) {
+  EXPECT_EQ(a.step, b.step);
+  EXPECT_EQ(a.token_ids, b.token_ids);
+  EXPECT_EQ(a.contexts, b.contexts);
+  EXPECT_EQ(a.tail_s, b.tail_s);
+  ASSERT_EQ(a.slices.size(), b.slices.size());
+  EXPECT_EQ(a.slices[0].sequence, b.slices[0].sequence);
+  EXPECT_EQ(a.slices[0].num_tokens, b.slices[0].num_tokens);
+  ASSERT_EQ(a.layers.size(), b.layers.size());
+  for (size_t i = 0; i < a.layers.size(); ++i) {
+    EXPECT_EQ(a.layers[i].probabilities, b.layers[i].probabilities);
+    EXPECT_EQ(a.layers[i].ahead1, b.layers[i].ahead1);
+    EXPECT_EQ(a.layers[i].ahead2, b.layers[i].ahead2);
+    EXPECT_EQ(a.layers[i].experts, b.layers[i].experts);
+    EXPECT_EQ(a.layers[i].weights, b.layers[i].weights);
+    EXPECT_EQ(a.layers[i].gate_s, b.layers[i].gate_s);
+    EXPECT_EQ(a.layers[i].experts_s, b.layers[i].experts_s);
+  }
+}
+
+TEST(TraceTest, ReadsBackWhatWasWritten) {
+  const Trace written = SyntheticTrace({.num_steps = 50});
+
+  const auto read = ReadTrace(WriteTrace(written, "round_trip"));
+
+  ASSERT_TRUE(read.ok()) << read.status();
+  EXPECT_EQ(read->torn_bytes, 0);
+  EXPECT_EQ(read->header.expert_bytes, written.header.expert_bytes);
+  EXPECT_EQ(read->header.numerics_id, written.header.numerics_id);
+  ASSERT_EQ(read->steps.size(), written.steps.size());
+  for (size_t i = 0; i < read->steps.size(); ++i) {
+    ExpectSame(read->steps[i], written.steps[i]);
+    for (const int32_t id : read->steps[i].token_ids) {
+      EXPECT_EQ(read->embeddings.at(id), written.embeddings.at(id));
+    }
+  }
+}
+
+TEST(TraceTest, ATornTailLosesOnlyTheTornBlock) {
+  const Trace written = SyntheticTrace({.num_steps = 5, .vocab = 2});
+  const std::string bytes = ReadBytes(WriteTrace(written, "torn"));
+
+  for (const size_t cut : {1, 10, 100}) {
+    const std::string torn = bytes.substr(0, bytes.size() - cut);
+    const auto read = ParseTrace(Bytes(torn));
+
+    ASSERT_TRUE(read.ok()) << read.status();
+    EXPECT_EQ(read->steps.size(), 4u) << cut;
+    EXPECT_GT(read->torn_bytes, 0);
+  }
+}
+
+TEST(TraceTest, ADamagedBlockEndsTheTraceBeforeIt) {
+  const Trace written = SyntheticTrace({.num_steps = 5, .vocab = 2});
+  std::string bytes = ReadBytes(WriteTrace(written, "damaged"));
+
+  bytes[bytes.size() - 20] ^= 1;
+  const auto read = ParseTrace(Bytes(bytes));
+
+  ASSERT_TRUE(read.ok()) << read.status();
+  EXPECT_EQ(read->steps.size(), 4u);
+  EXPECT_GT(read->torn_bytes, 0);
+}
+
+TEST(TraceTest, CanBeReadWhileItIsWritten) {
+  const Trace source = SyntheticTrace({.num_steps = 3});
+  const std::string path = TestPath("growing");
+  auto writer = TraceWriter::Create(path, source.header);
+  ASSERT_TRUE(writer.ok());
+
+  for (size_t steps = 0; steps < 3; ++steps) {
+    EXPECT_EQ(ReadTrace(path)->steps.size(), steps);
+    ASSERT_TRUE(Append(**writer, source, source.steps[steps]).ok());
+  }
+}
+
+TEST(TraceTest, AFullDiskIsNamedOnceAndTheRunGoesOn) {
+  const Trace source = SyntheticTrace({.num_steps = 3});
+
+  // /dev/full refuses every write with ENOSPC.
+  const auto writer = TraceWriter::Create("/dev/full", source.header);
+
+  EXPECT_TRUE(absl::IsResourceExhausted(writer.status())) << writer.status();
+  EXPECT_THAT(writer.status().message(), HasSubstr("/dev/full"));
+}
+
+TEST(TraceTest, RecordingEndsAtTheFirstErrorAndLaterStepsAreDropped) {
+  const Trace source = SyntheticTrace({.num_steps = 3});
+  const std::string path = TestPath("limited");
+  auto writer = TraceWriter::Create(path, source.header);
+  ASSERT_TRUE(writer.ok());
+  ASSERT_TRUE(Append(**writer, source, source.steps[0]).ok());
+
+  // The file may not grow any more.
+  const auto size = static_cast<rlim_t>(ReadBytes(path).size());
+  std::signal(SIGXFSZ, SIG_IGN);
+  rlimit old{};
+  getrlimit(RLIMIT_FSIZE, &old);
+  const rlimit limit{.rlim_cur = size + 10, .rlim_max = old.rlim_max};
+  setrlimit(RLIMIT_FSIZE, &limit);
+  const absl::Status first = Append(**writer, source, source.steps[1]);
+  const absl::Status second = Append(**writer, source, source.steps[2]);
+  setrlimit(RLIMIT_FSIZE, &old);
+
+  EXPECT_FALSE(first.ok());
+  EXPECT_THAT(first.message(), HasSubstr(path));
+  EXPECT_TRUE(second.ok());
+  const auto read = ReadTrace(path);
+  ASSERT_TRUE(read.ok());
+  EXPECT_EQ(read->steps.size(), 1u);
+}
+
+TEST(TraceTest, NamesWhatIsNoTrace) {
+  const std::string path = TestPath("none");
+  std::ofstream(path) << "this is not a trace";
+
+  EXPECT_TRUE(absl::IsDataLoss(ReadTrace(path).status()));
+  EXPECT_THAT(ReadTrace(path).status().message(), HasSubstr(path));
+  EXPECT_TRUE(absl::IsNotFound(ReadTrace("/does/not/exist").status()));
+}
+
+TEST(MergeTracesTest, JoinsTheStepsOfRanksByNumber) {
+  Trace first = SyntheticTrace({.num_steps = 4});
+  Trace second = SyntheticTrace({.num_steps = 4, .seed = 2});
+  first.header.num_ranks = second.header.num_ranks = 2;
+  for (TraceStep& step : second.steps) step.slices[0].rank = 1;
+  second.steps[1].layers[0].gate_s = 1.0f;
+
+  const auto merged = MergeTraces({first, second});
+
+  ASSERT_TRUE(merged.ok()) << merged.status();
+  ASSERT_EQ(merged->steps.size(), 4u);
+  EXPECT_EQ(merged->steps[1].slices.size(), 2u);
+  EXPECT_EQ(merged->steps[1].num_tokens(), 2);
+  EXPECT_EQ(merged->steps[1].layers[0].gate_s, 1.0f);
+}
+
+TEST(MergeTracesTest, RefusesTracesOfDifferentModels) {
+  Trace first = SyntheticTrace({.num_steps = 1});
+  Trace second = first;
+  second.header.numerics_id += 1;
+
+  EXPECT_TRUE(absl::IsInvalidArgument(MergeTraces({first, second}).status()));
+}
+
+}  // namespace
+}  // namespace portolan
