@@ -45,7 +45,6 @@ struct PredictorShape {
   int32_t num_experts = 0;
   int32_t top_k = 0;
   int32_t hidden = 0;
-  int32_t vocab = 0;
   int32_t max_step_tokens = 0;
 };
 

@@ -40,8 +40,33 @@ constexpr int64_t kSearchInterval = 32;  // tokens between semantic searches
 // Tokens of a step that mixers learn from: evenly spread, for a long prompt
 // teaches little more than a part of it.
 constexpr int64_t kLearnTokens = 4;
+// A trajectory search costs records * experts a layer and token, so only the
+// first tokens of a step are searched for, and every few steps one is stored.
+constexpr size_t kSearchTokens = 4;
+constexpr int64_t kStoreInterval = 4;
 constexpr size_t kNumInStep = 3;        // foresights within the step
 constexpr int64_t kScoreInterval = 16;  // steps between measured ones
+
+// What is measured: a source alone, or the mixture, at one foresight.
+struct Measured {
+  std::string_view name;
+  Input input;
+  Foresight foresight;
+};
+constexpr std::array kMeasured = {
+    Measured{"popularity", kPopularity, Foresight::kTokens},
+    Measured{"recent use", kRecent, Foresight::kTokens},
+    Measured{"mean use", kMean, Foresight::kTokens},
+    Measured{"semantic map", kSemantic, Foresight::kTokens},
+    Measured{"token table", kToken, Foresight::kTokens},
+    Measured{"trajectory map", kTrajectory, Foresight::kNextLayer},
+    Measured{"trajectory map", kTrajectory, Foresight::kLayerAfter},
+    Measured{"look-ahead", kAhead, Foresight::kNextLayer},
+    Measured{"look-ahead", kAhead, Foresight::kLayerAfter},
+    Measured{"mixture", kNumInputs, Foresight::kNextLayer},
+    Measured{"mixture", kNumInputs, Foresight::kLayerAfter},
+    Measured{"mixture", kNumInputs, Foresight::kTokens},
+};
 
 // A sequence that lives here.
 struct SequenceState {
@@ -60,6 +85,18 @@ struct SequenceState {
   int64_t tokens = 0;
   int64_t next_search = 0;
   int32_t last_token = -1;
+};
+
+// The search for the past iteration that goes as a token of this step does.
+struct Trajectory {
+  explicit Trajectory(const ExpertMapStore& store)
+      : search(store),
+        map(static_cast<size_t>(store.shape().num_layers) *
+            static_cast<size_t>(store.shape().num_experts)) {}
+
+  TrajectorySearch search;
+  std::optional<ExpertMapStore::Match> match = std::nullopt;
+  std::vector<float> map;  // [num_layers, num_experts], rows sum to 1
 };
 
 struct Slice {
@@ -128,8 +165,16 @@ class AdaptivePredictor final : public Predictor {
   void KeepLesson(size_t place, Lesson& lesson);
   void LearnLessons(const LayerObservation& observation);
   void Learn(const Lesson& lesson, size_t place, Mixer& mixer);
+  bool measuring() const { return steps_ % kScoreInterval == 0; }
+  float SourceProbability(Input input, float value) const;
+  // Adds what each source alone says of one token.
+  void AddMeasured(Foresight foresight, int32_t layer);
   void CountScores(const LayerObservation& observation);
   void LearnToken(SequenceState& state, int64_t row);
+  void BeginTrajectories(const StepTokens& tokens);
+  void ExtendTrajectories(const LayerObservation& observation);
+  // The matched map's view of a token, if it was searched for.
+  void FillTrajectory(int64_t row, int32_t layer);
 
   const PredictorShape shape_;
   const size_t layers_;
@@ -145,6 +190,8 @@ class AdaptivePredictor final : public Predictor {
   std::vector<float> expected_;     // [2 * num_layers, num_experts]
   std::vector<Lesson> lessons_;     // the first num_lessons_ are in use
   size_t num_lessons_ = 0;
+  std::vector<Trajectory> trajectories_;  // of the first tokens
+  std::vector<float> first_embedding_;
   Lesson pending_;  // about the next step
   Lesson due_;      // about this one, from the last
   int64_t steps_ = 0;
@@ -155,7 +202,9 @@ class AdaptivePredictor final : public Predictor {
   std::vector<float> used_;           // [num_experts]
   std::vector<float> map_;            // [num_layers, num_experts]
   std::vector<ExpertMapStore::Match> matches_;
-  std::vector<PredictionScore> scores_;
+  std::vector<PredictionScore> scores_;  // as kMeasured
+  std::vector<float> measured_;          // [kMeasured, num_layers, num_experts]
+  std::vector<int32_t> tokens_;          // [num_experts]
 };
 
 AdaptivePredictor::AdaptivePredictor(const PredictorShape& shape,
@@ -167,15 +216,24 @@ AdaptivePredictor::AdaptivePredictor(const PredictorShape& shape,
       history_(history),
       expected_(2 * layers_ * experts_),
       lessons_(kLearnTokens),
+      trajectories_(kSearchTokens, Trajectory(history.iterations())),
+      first_embedding_(static_cast<size_t>(shape.hidden)),
       inputs_(kNumInputs * experts_),
       probabilities_(experts_),
       used_(experts_),
-      map_(layers_ * experts_) {
+      map_(layers_ * experts_),
+      measured_(kMeasured.size() * layers_ * experts_),
+      tokens_(experts_) {
   const auto make_room = [this](Lesson& lesson, size_t places) {
     lesson.inputs.resize(places * kNumInputs * experts_);
     lesson.probabilities.resize(places * experts_);
   };
   for (Lesson& lesson : lessons_) make_room(lesson, kNumInStep * layers_);
+  for (const Measured& measured : kMeasured) {
+    const int32_t distance = static_cast<int32_t>(measured.foresight);
+    scores_.emplace_back(measured.name,
+                         distance == 0 ? shape.num_layers : distance);
+  }
   make_room(pending_, layers_);
   make_room(due_, layers_);
 }
@@ -183,6 +241,8 @@ AdaptivePredictor::AdaptivePredictor(const PredictorShape& shape,
 void AdaptivePredictor::BeginStep(const StepTokens& tokens) {
   AddSlices(tokens);
   ChooseLessons();
+  BeginTrajectories(tokens);
+  if (measuring()) std::ranges::fill(measured_, 0.0f);
   choices_.resize(token_ids_.size() * layers_ *
                   static_cast<size_t>(shape_.top_k));
   for (int32_t layer = 0; layer < shape_.num_layers; ++layer) {
@@ -307,6 +367,44 @@ void AdaptivePredictor::FillAhead(std::span<const float> probabilities) {
   }
 }
 
+void AdaptivePredictor::BeginTrajectories(const StepTokens& tokens) {
+  for (Trajectory& trajectory : trajectories_) {
+    trajectory.search.Begin();
+    trajectory.match.reset();
+  }
+  std::ranges::copy(tokens.embeddings.Row(0), first_embedding_.begin());
+}
+
+void AdaptivePredictor::ExtendTrajectories(
+    const LayerObservation& observation) {
+  const size_t searched = std::min(trajectories_.size(), token_ids_.size());
+  for (size_t i = 0; i < searched; ++i) {
+    const std::span<const float> row =
+        observation.probabilities.Row(static_cast<int64_t>(i));
+    float sum = 0;
+    for (const float p : row) sum += p;
+    const float scale = sum > 0 ? 1 / sum : 0.0f;
+    Trajectory& trajectory = trajectories_[i];
+    const auto kept =
+        std::span(trajectory.map).subspan(Cell(observation.layer), experts_);
+    for (size_t e = 0; e < experts_; ++e) kept[e] = row[e] * scale;
+    trajectory.search.Extend(observation.layer, kept);
+    trajectory.match = trajectory.search.Best();
+  }
+}
+
+void AdaptivePredictor::FillTrajectory(int64_t row, int32_t layer) {
+  const std::span<float> input = InputRow(kTrajectory);
+  std::ranges::fill(input, 0.0f);
+  if (row >= std::ssize(trajectories_)) return;
+  const auto& match = trajectories_[static_cast<size_t>(row)].match;
+  if (!match) return;
+  history_.iterations().CopyRow(match->record, layer, input);
+  for (float& value : input) {
+    value = Stretch(value * static_cast<float>(shape_.top_k));
+  }
+}
+
 void AdaptivePredictor::KeepLesson(size_t place, Lesson& lesson) {
   const auto cell = static_cast<std::ptrdiff_t>(place * experts_);
   std::ranges::copy(
@@ -326,9 +424,13 @@ void AdaptivePredictor::Foretell(Foresight foresight, int32_t layer,
       const int64_t row = slice.first_row + i;
       FillToken(history_.tokens(), token_ids_[static_cast<size_t>(row)],
                 *slice.state, layer);
-      if (ahead.rows() > 0) FillAhead(ahead.Row(row));
+      if (ahead.rows() > 0) {
+        FillAhead(ahead.Row(row));
+        FillTrajectory(row, layer);
+      }
       mixer.Mix(Inputs(), probabilities_);
       for (size_t e = 0; e < experts_; ++e) expected[e] += probabilities_[e];
+      if (measuring()) AddMeasured(foresight, layer);
       for (size_t lesson = 0; lesson < num_lessons_; ++lesson) {
         if (lessons_[lesson].row != row) continue;
         KeepLesson(LessonPlace(foresight, layer), lessons_[lesson]);
@@ -366,8 +468,9 @@ void AdaptivePredictor::Observe(const LayerObservation& observation) {
             static_cast<std::ptrdiff_t>(
                 (row * layers_ + static_cast<size_t>(layer)) * top_k));
   }
-  if (steps_ % kScoreInterval == 0) CountScores(observation);
+  if (measuring()) CountScores(observation);
   LearnLessons(observation);
+  ExtendTrajectories(observation);
   if (observation.ahead2.rows() > 0) {
     Foretell(Foresight::kLayerAfter, layer + 2, observation.ahead2);
   }
@@ -411,7 +514,40 @@ void AdaptivePredictor::Learn(const Lesson& lesson, size_t place,
       kLearningRate);
 }
 
-void AdaptivePredictor::CountScores(const LayerObservation&) {}
+void AdaptivePredictor::AddMeasured(Foresight foresight, int32_t layer) {
+  for (size_t i = 0; i < kMeasured.size(); ++i) {
+    if (kMeasured[i].foresight != foresight) continue;
+    const Input input = kMeasured[i].input;
+    const auto sum = std::span(measured_).subspan(
+        (i * layers_) * experts_ + Cell(layer), experts_);
+    for (size_t e = 0; e < experts_; ++e) {
+      sum[e] += input == kNumInputs
+                    ? probabilities_[e]
+                    : SourceProbability(input, InputRow(input)[e]);
+    }
+  }
+}
+
+float AdaptivePredictor::SourceProbability(Input input, float value) const {
+  if (input != kAhead) return Squash(value);
+  // Of a gate's probability: as if the top-k were drawn by it.
+  return std::min(1.0f, FastExp(value) * static_cast<float>(shape_.top_k) /
+                            static_cast<float>(experts_));
+}
+
+void AdaptivePredictor::CountScores(const LayerObservation& observation) {
+  const int32_t layer = observation.layer;
+  std::ranges::fill(tokens_, 0);
+  for (const int32_t expert : observation.experts) {
+    ++tokens_[static_cast<size_t>(expert)];
+  }
+  for (size_t i = 0; i < kMeasured.size(); ++i) {
+    if (layer < static_cast<int32_t>(kMeasured[i].foresight)) continue;
+    scores_[i].Count(std::span(measured_).subspan(
+                         i * layers_ * experts_ + Cell(layer), experts_),
+                     tokens_, std::ssize(token_ids_));
+  }
+}
 
 void AdaptivePredictor::Predict(int32_t layer, int32_t /*distance*/,
                                 std::span<Fp16> scores) {
@@ -425,6 +561,11 @@ void AdaptivePredictor::Predict(int32_t layer, int32_t /*distance*/,
 }
 
 void AdaptivePredictor::EndStep() {
+  if (steps_ % kStoreInterval == 0 && !slices_.empty()) {
+    history_.iterations().Add(
+        first_embedding_,
+        {trajectories_.front().map, shape_.num_layers, shape_.num_experts});
+  }
   for (const Slice& slice : slices_) {
     for (int64_t i = 0; i < slice.num_rows; ++i) {
       LearnToken(*slice.state, slice.first_row + i);

@@ -5,10 +5,10 @@
 #include <optional>
 #include <utility>
 
-#include "absl/container/flat_hash_map.h"
 #include "absl/strings/str_cat.h"
 #include "experts/memory_budget.h"
 #include "experts/policy_oracle.h"
+#include "experts/replay_feed.h"
 #include "experts/simulated_cache.h"
 #include "runtime/base/status_macros.h"
 
@@ -17,27 +17,16 @@ namespace {
 
 constexpr std::string_view kOracle = "oracle";
 
-// The rows of a step that one rank serves, widened to f32.
-struct RankTokens {
-  std::vector<int64_t> rows = {};  // of the step
-  std::vector<SequenceSlice> slices = {};
-  std::vector<int32_t> token_ids = {};
-  std::vector<float> embeddings = {};
-};
-
-void GatherRows(const std::vector<Fp16>& from, int64_t cols,
-                std::span<const int64_t> rows, std::vector<float>& to) {
-  to.clear();
-  if (from.empty()) return;
-  for (const int64_t row : rows) {
-    const auto begin = from.begin() + row * cols;
-    std::transform(begin, begin + cols, std::back_inserter(to),
-                   [](Fp16 value) { return ToFloat(value); });
+PredictorShape PredictorShapeOf(const Trace& trace) {
+  int64_t tokens = 1;
+  for (const TraceStep& step : trace.steps) {
+    tokens = std::max(tokens, step.num_tokens());
   }
-}
-
-MatrixView<const float> View(const std::vector<float>& data, int64_t cols) {
-  return {data, cols == 0 ? 0 : std::ssize(data) / cols, cols};
+  return {.num_layers = trace.header.num_layers,
+          .num_experts = trace.header.num_experts,
+          .top_k = trace.header.top_k,
+          .hidden = trace.header.hidden,
+          .max_step_tokens = static_cast<int32_t>(tokens)};
 }
 
 class Run {
@@ -51,7 +40,7 @@ class Run {
   struct Node {
     std::unique_ptr<SimulatedCache> cache = nullptr;
     std::unique_ptr<Predictor> predictor = nullptr;
-    RankTokens tokens = {};
+    std::unique_ptr<ReplayFeed> feed = nullptr;
     std::vector<std::vector<Fp16>> hints = {};  // [distances][num_experts]
     std::vector<ExpertNeed> needs = {};
     int32_t first_expert = 0;
@@ -62,16 +51,8 @@ class Run {
                   int64_t num_slots, const History* history);
   PolicyShape ShapeOf(const Node& node, int64_t num_slots) const;
   Future FutureOf(const Node& node) const;
-  void FindLastSteps();
-
-  int32_t RankOf(int64_t sequence) const {
-    return static_cast<int32_t>(static_cast<uint64_t>(sequence) %
-                                nodes_.size());
-  }
   void BeginStep(const TraceStep& step);
-  void AssignTokens(const TraceStep& step);
   void PlayLayer(const TraceStep& step, int32_t layer);
-  void Observe(const TraceStep& step, int32_t layer, Node& node);
   void SendHints(int32_t layer, int32_t distance);
   void CollectNeeds(const TraceLayer& layer);
   absl::Duration RowTime(const TraceLayer& layer) const;
@@ -85,9 +66,6 @@ class Run {
   const int64_t chunk_bytes_;
   History history_;
   std::vector<Node> nodes_;
-  absl::flat_hash_map<int64_t, size_t> last_step_;  // of a sequence
-  std::vector<float> probabilities_, ahead1_, ahead2_;
-  std::vector<int32_t> experts_;
   std::vector<int32_t> counts_;
   std::vector<float> merged_;
   std::vector<std::vector<Fp16>> scores_;  // of each rank
@@ -107,7 +85,6 @@ Run::Run(const Trace& trace, std::string_view policy,
       merged_(static_cast<size_t>(header_.num_experts)) {
   nodes_.resize(static_cast<size_t>(options.num_ranks));
   scores_.assign(nodes_.size(), std::vector<Fp16>(merged_.size()));
-  FindLastSteps();
   BuildNodes(policy, options.policy, num_slots, history);
 }
 
@@ -142,35 +119,16 @@ Future Run::FutureOf(const Node& node) const {
   return future;
 }
 
-void Run::FindLastSteps() {
-  for (size_t i = 0; i < trace_.steps.size(); ++i) {
-    for (const TraceSlice& slice : trace_.steps[i].slices) {
-      last_step_[slice.sequence] = i;
-    }
-  }
-}
-
-int32_t MaxStepTokens(const Trace& trace) {
-  int64_t tokens = 1;
-  for (const TraceStep& step : trace.steps) {
-    tokens = std::max(tokens, step.num_tokens());
-  }
-  return static_cast<int32_t>(tokens);
-}
-
 void Run::BuildNodes(std::string_view policy, const PolicyOptions& options,
                      int64_t num_slots, const History* history) {
-  const PredictorShape shape{.num_layers = header_.num_layers,
-                             .num_experts = header_.num_experts,
-                             .top_k = header_.top_k,
-                             .hidden = header_.hidden,
-                             .max_step_tokens = MaxStepTokens(trace_)};
+  const PredictorShape shape = PredictorShapeOf(trace_);
   const auto num_ranks = static_cast<int32_t>(nodes_.size());
   for (int32_t rank = 0; rank < num_ranks; ++rank) {
     Node& node = nodes_[static_cast<size_t>(rank)];
     node.first_expert = FirstOwnedExpert(rank, num_ranks, header_.num_experts);
     node.end_expert =
         FirstOwnedExpert(rank + 1, num_ranks, header_.num_experts);
+    node.feed = std::make_unique<ReplayFeed>(trace_, rank, num_ranks);
     const PolicyShape cache = ShapeOf(node, num_slots);
     node.cache = std::make_unique<SimulatedCache>(
         cache,
@@ -183,52 +141,20 @@ void Run::BuildNodes(std::string_view policy, const PolicyOptions& options,
   }
 }
 
-void Run::AssignTokens(const TraceStep& step) {
-  for (Node& node : nodes_) node.tokens = {};
-  int64_t row = 0;
-  for (const TraceSlice& slice : step.slices) {
-    RankTokens& tokens =
-        nodes_[static_cast<size_t>(RankOf(slice.sequence))].tokens;
-    const std::span<const int32_t> ids =
-        std::span(step.token_ids)
-            .subspan(static_cast<size_t>(row),
-                     static_cast<size_t>(slice.num_tokens));
-    tokens.slices.push_back({.sequence = slice.sequence,
-                             .first_position = slice.first_position,
-                             .token_ids = ids});
-    for (const int32_t id : ids) {
-      tokens.rows.push_back(row++);
-      const auto found = trace_.embeddings.find(id);
-      for (int32_t i = 0; i < header_.hidden; ++i) {
-        tokens.embeddings.push_back(
-            found == trace_.embeddings.end()
-                ? 0.0f
-                : ToFloat(found->second[static_cast<size_t>(i)]));
-      }
-    }
-  }
-}
-
 void Run::BeginStep(const TraceStep& step) {
-  AssignTokens(step);
   for (Node& node : nodes_) {
     node.cache->driver().BeginStep(step.num_tokens(), node.cache->now());
-    if (node.predictor == nullptr || node.tokens.rows.empty()) continue;
-    node.predictor->BeginStep(
-        {.slices = node.tokens.slices,
-         .embeddings = View(node.tokens.embeddings, header_.hidden)});
+    node.feed->BeginStep(step, node.predictor.get());
   }
   if (nodes_.front().predictor == nullptr) return;
   const int32_t reach = nodes_.front().predictor->distances().back();
-  for (int32_t layer = 0; layer < reach; ++layer) {
-    SendHints(layer, layer + 1);
-  }
+  for (int32_t layer = 0; layer < reach; ++layer) SendHints(layer, layer + 1);
 }
 
 void Run::SendHints(int32_t layer, int32_t distance) {
   std::vector<std::span<const Fp16>> sources;
   for (size_t rank = 0; rank < nodes_.size(); ++rank) {
-    if (nodes_[rank].tokens.rows.empty()) continue;
+    if (!nodes_[rank].feed->has_tokens()) continue;
     nodes_[rank].predictor->Predict(layer, distance, scores_[rank]);
     sources.push_back(scores_[rank]);
   }
@@ -236,27 +162,6 @@ void Run::SendHints(int32_t layer, int32_t distance) {
     MergeHints(node.cache->driver().policy().hint_merge(), sources, merged_);
     node.cache->driver().OnHints(layer, distance, merged_, node.cache->now());
   }
-}
-
-void Run::Observe(const TraceStep& step, int32_t layer, Node& node) {
-  const TraceLayer& said = step.layers[static_cast<size_t>(layer)];
-  const int64_t cols = header_.num_experts;
-  GatherRows(said.probabilities, cols, node.tokens.rows, probabilities_);
-  const int32_t lookahead = node.predictor->lookahead();
-  GatherRows(lookahead >= 1 ? said.ahead1 : std::vector<Fp16>(), cols,
-             node.tokens.rows, ahead1_);
-  GatherRows(lookahead >= 2 ? said.ahead2 : std::vector<Fp16>(), cols,
-             node.tokens.rows, ahead2_);
-  experts_.clear();
-  for (const int64_t row : node.tokens.rows) {
-    const auto begin = said.experts.begin() + row * header_.top_k;
-    experts_.insert(experts_.end(), begin, begin + header_.top_k);
-  }
-  node.predictor->Observe({.layer = layer,
-                           .probabilities = View(probabilities_, cols),
-                           .experts = experts_,
-                           .ahead1 = View(ahead1_, cols),
-                           .ahead2 = View(ahead2_, cols)});
 }
 
 void Run::CollectNeeds(const TraceLayer& layer) {
@@ -285,7 +190,7 @@ void Run::PlayLayer(const TraceStep& step, int32_t layer) {
   }
   if (nodes_.front().predictor != nullptr) {
     for (Node& node : nodes_) {
-      if (!node.tokens.rows.empty()) Observe(step, layer, node);
+      node.feed->Observe(step, layer, *node.predictor);
     }
     for (const int32_t distance : nodes_.front().predictor->distances()) {
       if (layer + distance >= header_.num_layers) break;
@@ -314,12 +219,7 @@ void Run::WaitForSlowest() {
 void Run::EndStep(const TraceStep& step, size_t index) {
   for (Node& node : nodes_) {
     node.cache->AdvanceTo(node.cache->now() + absl::Seconds(step.tail_s));
-    if (node.predictor == nullptr || node.tokens.rows.empty()) continue;
-    node.predictor->EndStep();
-    for (const SequenceSlice& slice : node.tokens.slices) {
-      if (last_step_.at(slice.sequence) != index) continue;
-      node.predictor->EndSequence(slice.sequence);
-    }
+    if (node.predictor != nullptr) node.feed->EndStep(index, *node.predictor);
   }
   compute_ += absl::Seconds(step.tail_s);
 }
@@ -396,6 +296,24 @@ absl::StatusOr<ReplayResult> Replay(const Trace& trace, std::string_view policy,
   return Run(trace, policy, options, std::max<int64_t>(2, budget.num_slots),
              history)
       .Play();
+}
+
+absl::Status LearnTrace(const Trace& trace, std::string_view policy,
+                        const PolicyOptions& options, History& history) {
+  PORTOLAN_RETURN_IF_ERROR(CheckPolicyName(policy));
+  const std::unique_ptr<Predictor> predictor =
+      MakePredictor(policy, PredictorShapeOf(trace), options, history);
+  if (predictor == nullptr) return absl::OkStatus();
+  ReplayFeed feed(trace, 0, 1);
+  for (size_t i = 0; i < trace.steps.size(); ++i) {
+    const TraceStep& step = trace.steps[i];
+    feed.BeginStep(step, predictor.get());
+    for (int32_t layer = 0; layer < trace.header.num_layers; ++layer) {
+      feed.Observe(step, layer, *predictor);
+    }
+    feed.EndStep(i, *predictor);
+  }
+  return absl::OkStatus();
 }
 
 }  // namespace portolan

@@ -58,4 +58,9 @@ absl::StatusOr<ReplayResult> Replay(const Trace& trace, std::string_view policy,
                                     const ReplayOptions& options,
                                     const History* history);
 
+// Lets the policy's predictor learn from a trace without replaying a cache: how
+// a history is made of recorded runs. Errors: kInvalidArgument, no such policy.
+absl::Status LearnTrace(const Trace& trace, std::string_view policy,
+                        const PolicyOptions& options, History& history);
+
 }  // namespace portolan
