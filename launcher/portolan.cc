@@ -3,6 +3,7 @@
 #include "CLI/CLI.hpp"
 #include "launcher/console.h"
 #include "launcher/generate.h"
+#include "launcher/replay.h"
 #include "launcher/version.h"
 
 int main(int argc, char** argv) {
@@ -17,6 +18,7 @@ int main(int argc, char** argv) {
 
   int exit_code = portolan::kExitDone;
   portolan::AddGenerateCommand(app, exit_code);
+  portolan::AddReplayCommand(app, exit_code);
 
   try {
     app.parse(argc, argv);

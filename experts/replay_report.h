@@ -1,0 +1,30 @@
+#pragma once
+
+#include <nlohmann/json_fwd.hpp>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "experts/replay.h"
+
+namespace portolan {
+
+// One replay and the budget that it ran under.
+struct ReplayRow {
+  std::string expert_memory;  // as given to --expert-memory
+  double budget = 0;          // slots / owned experts, 0 .. 1
+  ReplayResult result;
+};
+
+// A table for people: per row policy, budget, stall per token, hit, late and
+// miss shares, megabytes by class, and the gap in stall to the oracle's row of
+// the same budget, if there is one; then precision and recall by source.
+std::string ReplayTable(std::span<const ReplayRow> rows);
+
+// The same as an array of objects, with all counters, per rank as well.
+nlohmann::json ReplayJson(std::span<const ReplayRow> rows);
+
+// Counters of one rank or the sum; seconds and bytes.
+nlohmann::json ToJson(const ExpertMetrics& metrics);
+
+}  // namespace portolan

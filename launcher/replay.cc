@@ -1,0 +1,169 @@
+#include "launcher/replay.h"
+
+#include <cstdio>
+#include <fstream>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "CLI/CLI.hpp"
+#include "absl/strings/str_cat.h"
+#include "experts/memory_budget.h"
+#include "experts/replay.h"
+#include "experts/replay_plot.h"
+#include "experts/replay_report.h"
+#include "launcher/console.h"
+#include "runtime/base/status_macros.h"
+
+namespace portolan {
+namespace {
+
+struct ReplayCommand {
+  std::vector<std::string> traces;
+  std::vector<std::string> policies;
+  std::vector<std::string> expert_memory = {"25%"};
+  std::string link;
+  int32_t ranks = 1;
+  int32_t distance = PolicyOptions{}.distance;
+  std::string history;
+  std::string learn;
+  std::string plot;
+  bool json = false;
+};
+
+absl::StatusOr<Trace> ReadAll(const std::vector<std::string>& paths) {
+  std::vector<Trace> traces;
+  for (const std::string& path : paths) {
+    PORTOLAN_ASSIGN_OR_RETURN(Trace trace, ReadTrace(path));
+    if (trace.torn_bytes > 0) {
+      std::fprintf(stderr,
+                   "note: %s ends in %lld bytes that are no whole "
+                   "block; they are left out\n",
+                   path.c_str(), static_cast<long long>(trace.torn_bytes));
+    }
+    traces.push_back(std::move(trace));
+  }
+  return MergeTraces(std::move(traces));
+}
+
+// What predictors begin with: a saved history, then what a trace teaches.
+absl::StatusOr<std::unique_ptr<History>> PrepareHistory(
+    const ReplayCommand& command, const TraceHeader& header,
+    const PolicyOptions& options) {
+  if (command.history.empty() && command.learn.empty()) return nullptr;
+  auto history = std::make_unique<History>(HistoryShapeOf(header));
+  if (!command.history.empty()) {
+    PORTOLAN_RETURN_IF_ERROR(history->Load(command.history));
+  }
+  if (!command.learn.empty()) {
+    PORTOLAN_ASSIGN_OR_RETURN(const Trace trace, ReadTrace(command.learn));
+    // Both learn what the others need: maps of tokens and of sequences.
+    for (const char* policy : {"fmoe", "adaptive"}) {
+      PORTOLAN_RETURN_IF_ERROR(LearnTrace(trace, policy, options, *history));
+    }
+  }
+  return history;
+}
+
+absl::StatusOr<std::vector<ReplayRow>> RunAll(const ReplayCommand& command,
+                                              const Trace& trace) {
+  ReplayOptions options;
+  options.num_ranks = command.ranks;
+  options.policy.distance = command.distance;
+  PORTOLAN_ASSIGN_OR_RETURN(options.link, ParseLinkSpec(command.link));
+  PORTOLAN_ASSIGN_OR_RETURN(
+      const std::unique_ptr<History> history,
+      PrepareHistory(command, trace.header, options.policy));
+  const int64_t owned = static_cast<int64_t>(trace.header.num_layers) *
+                        trace.header.num_experts / command.ranks;
+  std::vector<ReplayRow> rows;
+  for (const std::string& memory : command.expert_memory) {
+    options.expert_memory = memory;
+    PORTOLAN_ASSIGN_OR_RETURN(
+        const MemoryBudget budget,
+        PlanExpertMemory(memory, owned, trace.header.expert_bytes));
+    for (const std::string& policy : command.policies) {
+      PORTOLAN_ASSIGN_OR_RETURN(ReplayResult result,
+                                Replay(trace, policy, options, history.get()));
+      rows.push_back({.expert_memory = memory,
+                      .budget = static_cast<double>(budget.num_slots) /
+                                static_cast<double>(owned),
+                      .result = std::move(result)});
+      std::fprintf(stderr, "replayed %s at %s\n", policy.c_str(),
+                   memory.c_str());
+    }
+  }
+  return rows;
+}
+
+absl::Status WritePlot(const ReplayCommand& command,
+                       std::span<const ReplayRow> rows) {
+  std::ofstream out(command.plot);
+  out << PlotReplay(rows, absl::StrCat("Link ", command.link, ", ",
+                                       command.ranks, " rank(s)"));
+  out.close();
+  if (out) return absl::OkStatus();
+  return absl::UnavailableError(
+      absl::StrCat("--plot: cannot write ", command.plot));
+}
+
+absl::Status RunReplay(ReplayCommand command) {
+  if (command.ranks < 1) {
+    return absl::InvalidArgumentError("--ranks must be at least 1");
+  }
+  if (command.policies.empty()) {
+    for (const std::string_view name : PolicyNames()) {
+      command.policies.emplace_back(name);
+    }
+    command.policies.emplace_back("oracle");
+  }
+  PORTOLAN_ASSIGN_OR_RETURN(const Trace trace, ReadAll(command.traces));
+  PORTOLAN_ASSIGN_OR_RETURN(const std::vector<ReplayRow> rows,
+                            RunAll(command, trace));
+  if (!command.plot.empty()) {
+    PORTOLAN_RETURN_IF_ERROR(WritePlot(command, rows));
+  }
+  const std::string text =
+      command.json ? ReplayJson(rows).dump(2) + "\n" : ReplayTable(rows);
+  std::fputs(text.c_str(), stdout);
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+void AddReplayCommand(CLI::App& app, int& exit_code) {
+  CLI::App* const replay = app.add_subcommand(
+      "replay", "Try policies side by side on a recorded trace");
+  const auto command = std::make_shared<ReplayCommand>();
+  replay
+      ->add_option("--trace", command->traces,
+                   "Trace files of one run, of one rank each")
+      ->required();
+  replay
+      ->add_option("--policy", command->policies,
+                   "Policies, comma-separated (all, and oracle)")
+      ->delimiter(',');
+  replay
+      ->add_option("--expert-memory", command->expert_memory,
+                   "Budgets of a rank, comma-separated: 50%,25%,64MiB")
+      ->delimiter(',');
+  replay
+      ->add_option("--link", command->link,
+                   "Bandwidth and latency of expert loads: 1GB/s,50us")
+      ->required();
+  replay->add_option("--ranks", command->ranks, "Ranks that share the experts");
+  replay->add_option("--distance", command->distance,
+                     "Layers ahead that fmoe and eam foretell");
+  replay->add_option("--history", command->history,
+                     "Saved history that predictors begin with");
+  replay->add_option("--learn", command->learn,
+                     "Trace that predictors learn from first");
+  replay->add_option("--plot", command->plot,
+                     "Draw stall and hit rate against memory into this SVG");
+  replay->add_flag("--json", command->json, "Print JSON");
+  replay->callback(
+      [command, &exit_code] { exit_code = Report(RunReplay(*command)); });
+}
+
+}  // namespace portolan

@@ -1,0 +1,10 @@
+#pragma once
+
+#include "CLI/App.hpp"
+
+namespace portolan {
+
+// `portolan replay`: policies side by side on one recorded trace.
+void AddReplayCommand(CLI::App& app, int& exit_code);
+
+}  // namespace portolan
