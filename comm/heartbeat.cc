@@ -31,6 +31,7 @@ struct Heartbeat::Datagram {
   uint64_t job = 0;
   int32_t sender = 0;
   int32_t about = 0;  // kLost: the lost rank
+  int32_t code = 0;   // kFailed, kLost: absl::StatusCode
   char reason[480] = {};
 };
 
@@ -134,12 +135,14 @@ std::optional<LostPeer> Heartbeat::lost() const {
   return lost_;
 }
 
-void Heartbeat::Announce(LifeState state, absl::string_view reason) {
+void Heartbeat::Announce(const absl::Status& status) {
+  const std::string reason(status.message());
   Copy(reason, own_.reason);
-  own_.state.store(state);
+  own_.code = static_cast<int32_t>(status.code());
+  own_.state.store(status.ok() ? LifeState::kLeft : LifeState::kFailed);
   Datagram datagram;
-  datagram.kind =
-      state == LifeState::kLeft ? Datagram::kLeft : Datagram::kFailed;
+  datagram.kind = status.ok() ? Datagram::kLeft : Datagram::kFailed;
+  datagram.code = own_.code;
   Copy(reason, datagram.reason);
   for (int i = 0; i < kLastWords; ++i) Send(datagram);
 }
@@ -164,7 +167,7 @@ void Heartbeat::Work() {
       Lose(*silent,
            absl::StrCat("no sign of life for ",
                         absl::FormatDuration(options_.silence)),
-           /*tell_others=*/false);
+           absl::StatusCode::kAborted, /*tell_others=*/false);
     }
   }
 }
@@ -204,7 +207,7 @@ void Heartbeat::ReadCell(size_t index) {
       break;
     case LifeState::kFailed:
       Lose(index, absl::StrCat("it failed: ", Read(cell.reason)),
-           /*tell_others=*/false);
+           static_cast<absl::StatusCode>(cell.code), /*tell_others=*/false);
       break;
   }
 }
@@ -215,7 +218,9 @@ void Heartbeat::ReadPidfd(size_t index) {
   pollfd fd = {.fd = watched.pidfd, .events = POLLIN, .revents = 0};
   if (poll(&fd, 1, 0) <= 0) return;
   ReadCell(index);  // it may have said good-bye just before it ended
-  if (!watched.gone) Lose(index, "its process ended", /*tell_others=*/true);
+  if (!watched.gone)
+    Lose(index, "its process ended", absl::StatusCode::kAborted,
+         /*tell_others=*/true);
 }
 
 void Heartbeat::ReadDatagrams() {
@@ -243,15 +248,17 @@ void Heartbeat::Handle(const Datagram& datagram) {
     silence_.Forget(sender);
   } else if (datagram.kind == Datagram::kFailed) {
     Lose(sender, absl::StrCat("it failed: ", Read(datagram.reason)),
-         /*tell_others=*/false);
+         static_cast<absl::StatusCode>(datagram.code), /*tell_others=*/false);
   } else if (datagram.kind == Datagram::kLost) {
     const size_t about = index_of(datagram.about);
     if (about == watched_.size() || watched_[about].gone) return;
-    Lose(about, Read(datagram.reason), /*tell_others=*/false);
+    Lose(about, Read(datagram.reason),
+         static_cast<absl::StatusCode>(datagram.code), /*tell_others=*/false);
   }
 }
 
-void Heartbeat::Lose(size_t index, const std::string& how, bool tell_others) {
+void Heartbeat::Lose(size_t index, const std::string& how,
+                     absl::StatusCode code, bool tell_others) {
   Watched& watched = watched_[index];
   watched.gone = true;
   silence_.Forget(index);
@@ -259,11 +266,12 @@ void Heartbeat::Lose(size_t index, const std::string& how, bool tell_others) {
     Datagram datagram;
     datagram.kind = Datagram::kLost;
     datagram.about = ToIndex(watched.peer.rank);
+    datagram.code = static_cast<int32_t>(code);
     Copy(how, datagram.reason);
     for (int i = 0; i < kLastWords; ++i) Send(datagram);
   }
   if (any_lost_.load()) return;
-  const LostPeer lost{watched.peer.rank, how};
+  const LostPeer lost{watched.peer.rank, how, code};
   {
     MutexLock lock(mu_);
     lost_ = lost;

@@ -28,7 +28,9 @@ enum class LifeState : uint32_t { kRunning = 0, kLeft = 1, kFailed = 2 };
 struct LifeCell {
   alignas(64) std::atomic<uint64_t> beats;
   std::atomic<LifeState> state;
-  char reason[480];  // set before kFailed, NUL-terminated
+  // Set before kFailed.
+  int32_t code;      // absl::StatusCode
+  char reason[480];  // NUL-terminated
 };
 
 // Where the heartbeats of a rank go, exchanged at the start.
@@ -80,9 +82,9 @@ class Heartbeat final : public PeerWatch {
 
   std::optional<LostPeer> lost() const override ABSL_LOCKS_EXCLUDED(mu_);
 
-  // The last word of this rank: it has left in order, or failed with `reason`.
-  // The beats end.
-  void Announce(LifeState state, absl::string_view reason);
+  // The last word of this rank: it has left in order (OK), or failed. The beats
+  // end.
+  void Announce(const absl::Status& status);
 
  private:
   struct Datagram;
@@ -100,7 +102,8 @@ class Heartbeat final : public PeerWatch {
   void ReadCell(size_t index);
   void ReadDatagrams();
   void Handle(const Datagram& datagram);
-  void Lose(size_t index, const std::string& how, bool tell_others);
+  void Lose(size_t index, const std::string& how, absl::StatusCode code,
+            bool tell_others);
   void Send(const Datagram& datagram);
   absl::Duration Now() const;
 

@@ -26,7 +26,8 @@ class FailedRanks final : public PeerWatch {
   void Add(Rank rank, const absl::Status& status) ABSL_LOCKS_EXCLUDED(mu_) {
     MutexLock lock(mu_);
     if (first_) return;
-    first_ = LostPeer{rank, absl::StrCat("it failed: ", status.message())};
+    first_ = LostPeer{rank, absl::StrCat("it failed: ", status.message()),
+                      status.code()};
     any_.store(true);
   }
 

@@ -16,8 +16,8 @@ struct LocalWorldOptions {
 // flushed, over a Transport named "local". For `--ranks N` and for tests.
 //
 // A rank that returns an error is lost to the others: their next wait ends with
-// kAborted naming it. One that returns OK early has left: only who waits for it
-// gets kAborted.
+// an error of that code naming it. One that returns OK early has left: only who
+// waits for it gets kAborted.
 //
 // Returns the error of the lowest failing rank that is not kAborted, else any
 // kAborted, else OK.

@@ -248,7 +248,7 @@ int Session::Finish(const absl::Status& status, int failure_code) {
     std::fprintf(stderr, "error: %s\n", std::string(all.message()).c_str());
     EndNow(all, failure_code);
   }
-  heartbeat_->Announce(LifeState::kLeft, "");
+  heartbeat_->Announce(absl::OkStatus());
   transport_.reset();
   heartbeat_.reset();
   end_timer_.reset();
@@ -262,7 +262,7 @@ int Session::Finish(const absl::Status& status, int failure_code) {
 }
 
 void Session::EndNow(const absl::Status& status, int code) {
-  heartbeat_->Announce(LifeState::kFailed, std::string(status.message()));
+  heartbeat_->Announce(status);
   std::fflush(nullptr);
   std::_Exit(code);
 }

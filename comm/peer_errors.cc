@@ -16,10 +16,11 @@ std::string Describe(const WaitContext& context) {
 
 absl::Status LostPeerError(const Transport& transport, const LostPeer& lost,
                            const WaitContext& context) {
-  return absl::AbortedError(absl::StrCat(
-      "rank ", ToIndex(lost.rank), " on ", transport.host(lost.rank),
-      " is lost (", lost.how, "), noticed by rank ", ToIndex(transport.rank()),
-      Describe(context), ": restart the job"));
+  return absl::Status(
+      lost.code, absl::StrCat("rank ", ToIndex(lost.rank), " on ",
+                              transport.host(lost.rank), " is lost (", lost.how,
+                              "), noticed by rank ", ToIndex(transport.rank()),
+                              Describe(context), ": restart the job"));
 }
 
 absl::Status SlowPeersError(const Transport& transport,

@@ -14,7 +14,7 @@ namespace portolan {
 // " in phase `header` of layer 3, step 17", as far as known.
 std::string Describe(const WaitContext& context);
 
-// kAborted: "rank 2 on host7 is lost (its process ended): rank 0 waited ...".
+// lost.code: "rank 2 on host7 is lost (its process ended), noticed by ...".
 absl::Status LostPeerError(const Transport& transport, const LostPeer& lost,
                            const WaitContext& context);
 

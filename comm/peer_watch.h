@@ -3,6 +3,7 @@
 #include <optional>
 #include <string>
 
+#include "absl/status/status.h"
 #include "runtime/base/ids.h"
 
 namespace portolan {
@@ -11,6 +12,8 @@ namespace portolan {
 struct LostPeer {
   Rank rank{};
   std::string how;  // "its process ended", "no sign of life for 2.1 s", ...
+  // Of the error that its peers get: its own if it said why it failed.
+  absl::StatusCode code = absl::StatusCode::kAborted;
 };
 
 // Knows which ranks are alive. Thread-safe.

@@ -208,7 +208,8 @@ absl::Status RingTransport::FindTrouble(const WaitContext& context,
     if (!flow.recv.pending && !flow.send.pending) continue;
     const Rank rank{static_cast<int32_t>(peer)};
     if (flow.door->left.load() != 0) {
-      return LostPeerError(*this, {rank, "it has left the world"}, context);
+      return LostPeerError(
+          *this, {.rank = rank, .how = "it has left the world"}, context);
     }
     slow.push_back(rank);
   }

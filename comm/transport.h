@@ -40,7 +40,8 @@ inline constexpr size_t kNotReceived = std::numeric_limits<size_t>::max();
 //
 // Errors, the same for every implementation; each names rank, host, phase,
 // layer and step:
-//   kAborted           a peer died, failed or left
+//   kAborted           a peer died or left; if it failed and said why, the
+//                      error has the code of its failure
 //   kDeadlineExceeded  a peer is slow: context.timeout passed
 //   kInternal          a message of another size than promised
 // After an error the world is broken: every later call returns that error. The
