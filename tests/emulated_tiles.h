@@ -21,7 +21,7 @@ struct EmulatedTiles {
   EmulatedTile tile[8];
 };
 
-thread_local EmulatedTiles tiles;
+thread_local EmulatedTiles emulated;
 
 // TDPBF16PS flushes denormals, whatever MXCSR says.
 inline float Flush(float x) {
@@ -47,45 +47,45 @@ inline float Fused(float a, float b, float c) {
 
 // An instruction without a configuration is an invalid opcode.
 inline EmulatedTile& Tile(int i) {
-  if (!tiles.configured) __builtin_trap();
-  return tiles.tile[i];
+  if (!emulated.configured) __builtin_trap();
+  return emulated.tile[i];
 }
 
 inline void _tile_loadconfig(const void* config) {
   const auto* bytes = static_cast<const uint8_t*>(config);
   if (bytes[0] != 1 || bytes[1] != 0) __builtin_trap();
-  std::memcpy(tiles.row_bytes, bytes + 16, sizeof(tiles.row_bytes));
-  std::memcpy(tiles.rows, bytes + 48, sizeof(tiles.rows));
-  std::memset(tiles.tile, 0, sizeof(tiles.tile));
-  tiles.configured = true;
+  std::memcpy(emulated.row_bytes, bytes + 16, sizeof(emulated.row_bytes));
+  std::memcpy(emulated.rows, bytes + 48, sizeof(emulated.rows));
+  std::memset(emulated.tile, 0, sizeof(emulated.tile));
+  emulated.configured = true;
 }
 
-inline void _tile_release() { tiles.configured = false; }
+inline void _tile_release() { emulated.configured = false; }
 
 inline void _tile_zero(int i) { Tile(i) = EmulatedTile{}; }
 
 inline void _tile_loadd(int i, const void* base, int64_t stride) {
   Tile(i) = EmulatedTile{};
-  for (int row = 0; row < tiles.rows[i]; ++row) {
+  for (int row = 0; row < emulated.rows[i]; ++row) {
     std::memcpy(Tile(i).bytes[row],
                 static_cast<const uint8_t*>(base) + row * stride,
-                tiles.row_bytes[i]);
+                emulated.row_bytes[i]);
   }
 }
 
 inline void _tile_stored(int i, void* base, int64_t stride) {
-  for (int row = 0; row < tiles.rows[i]; ++row) {
+  for (int row = 0; row < emulated.rows[i]; ++row) {
     std::memcpy(static_cast<uint8_t*>(base) + row * stride, Tile(i).bytes[row],
-                tiles.row_bytes[i]);
+                emulated.row_bytes[i]);
   }
 }
 
 inline void _tile_dpbf16ps(int c, int a, int b) {
-  for (int m = 0; m < tiles.rows[c]; ++m) {
-    for (int n = 0; n < tiles.row_bytes[c] / 4; ++n) {
+  for (int m = 0; m < emulated.rows[c]; ++m) {
+    for (int n = 0; n < emulated.row_bytes[c] / 4; ++n) {
       float even = 0;
       float odd = 0;
-      for (int k = 0; k < tiles.row_bytes[a] / 4; ++k) {
+      for (int k = 0; k < emulated.row_bytes[a] / 4; ++k) {
         const uint8_t* x = Tile(a).bytes[m] + 4 * k;
         const uint8_t* w = Tile(b).bytes[k] + 4 * n;
         even = Fused(Half(x), Half(w), even);

@@ -168,9 +168,23 @@ void MultiplyAmx(const MultiplyArgs& args) {
   }
 }
 
+int64_t PeakAmx(int64_t iterations, float* sink) {
+  EnterTiles();
+  for (int64_t i = 0; i < iterations; ++i) {
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+  _tile_stored(0, sink, 64);
+  LeaveTiles();
+  return iterations * 4 * kAmxRows * kLanes * kBlockK * 2;
+}
+
 constexpr KernelTable TileTable() {
   KernelTable table = VectorTable();
   table.many_rows = kAmxManyRows;
+  table.peak = PeakAmx;
   table.bf16_many.x_element_bytes = 2;
   table.bf16_many.row_group = 2 * kAmxRows;
   table.bf16_many.enter = EnterTiles;

@@ -66,6 +66,14 @@ void MultiplyReference(const MultiplyArgs& args) {
   }
 }
 
+int64_t PeakReference(int64_t iterations, float* sink) {
+  const float tile[kBlockK * kLanes] = {};
+  float x[kBlockK];
+  for (int64_t i = 0; i < kBlockK; ++i) x[i] = sink[i];
+  for (int64_t i = 0; i < iterations; ++i) MultiplyBlock(x, tile, sink);
+  return iterations * 2 * kBlockK * kLanes;
+}
+
 // A KernelTable whose matrix products are the reference.
 constexpr KernelTable ReferenceTable() {
   KernelTable table{};
@@ -76,6 +84,7 @@ constexpr KernelTable ReferenceTable() {
   table.bf16_few.prepare = WidenRows<uint16_t>;
   table.bf16_few.multiply = MultiplyReference<uint16_t>;
   table.bf16_many = table.bf16_few;
+  table.peak = PeakReference;
   return table;
 }
 

@@ -74,6 +74,10 @@ struct KernelTable {
   // h[row] as bf16 or f32.
   void (*swiglu)(const float* c, int64_t c_stride, int64_t rows, void* const* h,
                  bool to_bf16);
+
+  // Multiplies and adds in registers only, the fastest way the path knows;
+  // returns the floating-point operations done. `sink`: 256 floats.
+  int64_t (*peak)(int64_t iterations, float* sink);
 };
 
 const KernelTable& ScalarTable();     // no more than the base instruction set

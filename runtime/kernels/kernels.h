@@ -44,6 +44,7 @@ class Kernels {
   Kernels& operator=(const Kernels&) = delete;
 
   CpuPath path() const { return path_; }
+  const KernelTable& table() const { return table_; }
   ThreadPool& pool() { return pool_; }
 
   // out[m, :w.n] = x[m, :] . w + bias, in f32; `out_stride` floats between

@@ -1,0 +1,45 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "runtime/kernels/cpu_path.h"
+
+namespace portolan {
+
+// What BenchKernels() measures. Sizes are those of one expert's matrix.
+struct KernelBenchOptions {
+  int num_threads = 1;
+  std::vector<int> cpus;       // as ThreadPool
+  std::vector<CpuPath> paths;  // empty: all that the machine supports
+  std::vector<int64_t> rows = {1, 2, 4, 8, 16, 32, 64, 256};
+  int64_t n = 1024;
+  int64_t k = 1024;
+  int64_t context = 4096;                 // positions that attention sees
+  int64_t pool_bytes = int64_t{1} << 30;  // of weights: larger than the caches
+  double seconds_per_row = 0.25;
+};
+
+// One line of the table.
+struct KernelBenchRow {
+  std::string name;  // "linear", "expert", "attention", "rmsnorm", limits
+  std::string path;  // a CpuPathName(), or "-"
+  int num_threads = 1;
+  int64_t m = 0;
+  double gb_s = 0;     // bytes of weights (or rows, or KV) read per second
+  double gflop_s = 0;  // 0 where arithmetic is not the point
+  double percent_of_limit = 0;  // the nearer of the two measured limits
+  int64_t wrong = 0;  // results whose bits differ from the scalar path's
+};
+
+// Measures the machine's read bandwidth and arithmetic first (the limits: rows
+// "read bandwidth" and "peak"), with 1 and with num_threads threads, then every
+// kernel on every path with cold weights. Takes some seconds per path.
+// Percentages compare with num_threads.
+std::vector<KernelBenchRow> BenchKernels(const KernelBenchOptions& options);
+
+// The table for people, one line a row.
+std::string FormatKernelBench(const std::vector<KernelBenchRow>& rows);
+
+}  // namespace portolan
