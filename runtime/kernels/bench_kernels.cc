@@ -286,7 +286,8 @@ class Bench {
 
   // The last m positions of a context.
   void MeasureAttention(Kernels& kernels, Kernels& scalar, int64_t m) {
-    const int64_t num_pages = options_.context / kPageTokens;
+    const int64_t num_pages =
+        (options_.context + kPageTokens - 1) / kPageTokens;
     auto* kv = kv_.Get<std::byte>(num_pages * kKvLayout.PageBytes());
     Fill(reinterpret_cast<Bf16*>(kv), num_pages * kKvLayout.PageBytes() / 2);
     std::vector<std::byte*> pages;

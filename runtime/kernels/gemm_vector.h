@@ -16,7 +16,7 @@ constexpr int kTileRows = kWidth == 16 ? 6 : 3;
 constexpr int kTileBlocks = kWidth == 16 ? 2 : 1;
 
 // bf16 elements by which the prefetch runs ahead of the loads, per block.
-constexpr int64_t kAhead = 4 * kTileSize;
+constexpr int64_t kAhead = 8 * kTileSize;
 
 struct VectorTile {
   const float* x;
@@ -160,12 +160,14 @@ void MultiplyVector(const MultiplyArgs& args) {
   tile.c_stride = args.c_stride;
   tile.accumulate = args.accumulate;
   tile.w_last = static_cast<const uint16_t*>(args.w_end) - kTileSize;
+  // A single row waits for memory, which serves two streams better than one.
+  const bool pairs = kTileBlocks == 2 || args.rows == 1;
   int64_t block = 0;
   while (block < args.num_blocks) {
     tile.w = static_cast<const uint16_t*>(args.w) + block * args.w_block_stride;
     tile.c = args.c + block * kLanes;
-    if (kTileBlocks == 2 && block + 2 <= args.num_blocks) {
-      MultiplyBlocks<kTileBlocks>(args, tile);
+    if (pairs && block + 2 <= args.num_blocks) {
+      MultiplyBlocks<2>(args, tile);
       block += 2;
     } else {
       MultiplyBlocks<1>(args, tile);
