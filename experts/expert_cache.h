@@ -76,9 +76,9 @@ class ExpertCache final : public ExpertProvider {
       ABSL_LOCKS_EXCLUDED(mu_);
 
   // Events of a step that the policy needs (policy_driver.h).
-  void BeginStep(int64_t num_tokens) ABSL_LOCKS_EXCLUDED(mu_);
-  void OnHints(int32_t layer, int32_t distance, std::span<const float> scores)
-      ABSL_LOCKS_EXCLUDED(mu_);
+  void BeginStep(int64_t num_tokens) override ABSL_LOCKS_EXCLUDED(mu_);
+  void OnHints(int32_t layer, int32_t distance,
+               std::span<const float> scores) override ABSL_LOCKS_EXCLUDED(mu_);
 
   absl::Status Visit(
       int layer, std::span<const ExpertNeed> needs,

@@ -26,6 +26,14 @@ class ExpertProvider {
  public:
   virtual ~ExpertProvider() = default;
 
+  // What is known of the work ahead; a provider that holds everything ignores
+  // it. A step of `num_tokens` tokens of all ranks begins.
+  virtual void BeginStep(int64_t /*num_tokens*/) {}
+  // Merged hints (hints.h) for a layer ahead: a score for each of its experts,
+  // those of other ranks 0.
+  virtual void OnHints(int32_t /*layer*/, int32_t /*distance*/,
+                       std::span<const float> /*scores*/) {}
+
   // Calls `compute` with groups of needed experts whose weights are in memory:
   // resident ones first, the others as they arrive, in waves if they do not fit
   // together. Each need comes exactly once; the slots are leased only during

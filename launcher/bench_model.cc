@@ -131,7 +131,7 @@ class LockStep {
     record.has_work = true;
     record.rows_planned = rank_.forward().num_tokens();
     PORTOLAN_RETURN_IF_ERROR(rank_.exchange().BeginStep(record).status());
-    return rank_.forward().Run().status();
+    return rank_.forward().Run(record.rows_planned).status();
   }
 
   const BenchModelOptions& options_;

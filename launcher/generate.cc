@@ -260,6 +260,7 @@ absl::Status RunRank(const GenerateOptions& options, const Model& model,
   const absl::Time start = absl::Now();
   PORTOLAN_RETURN_IF_ERROR(loop.Run());
   const double seconds = absl::ToDoubleSeconds(absl::Now() - start);
+  PORTOLAN_RETURN_IF_ERROR(runtime->SaveHistory());
   if (options.stats_file.empty()) return absl::OkStatus();
   return WriteStats(options.stats_file, *runtime, {loop.num_steps(), seconds},
                     transport);

@@ -88,6 +88,21 @@ void AddSizes(CLI::App& command, JobOptions& options) {
   Add(command, "--expert-memory", options.expert_memory,
       "Memory for experts of one rank: bytes (512MiB), a share of its own "
       "experts (25%) or all");
+  Add(command, "--policy", options.policy,
+      "Which experts to keep and to read ahead (see `portolan replay --help`)");
+  Add(command, "--prefetch-distance", options.prefetch_distance,
+      "Layers that predictions reach ahead")
+      ->check(CLI::Range(1, 64));
+  Add(command, "--expert-link", options.expert_link,
+      "Load experts no faster than BANDWIDTH,LATENCY, such as 1GB/s,50us: for "
+      "repeatable experiments");
+  Add(command, "--pack-dir", options.pack_dir,
+      "Directory of the expert pack (default: the model's, if it has one)");
+  Add(command, "--history", options.history_file,
+      "Expert-map history: read if it is there, written at the end");
+  Add(command, "--trace", options.trace_file,
+      "Record what the gates say to this file (one per rank: FILE.0, FILE.1 "
+      "... where there are several)");
   const auto parse = [](std::string_view text) { return ParseBytes(text); };
   AddParsed<int64_t>(
       command, "--kv-memory", parse,

@@ -25,6 +25,12 @@ struct JobOptions {
   ActivationDtype activations = ActivationDtype::kBf16;
   std::optional<CpuPath> cpu_path;    // default: the best this CPU has
   std::string expert_memory = "all";  // bytes, percent or "all"
+  std::string policy = "adaptive";    // of expert loads; see policies.h
+  int32_t prefetch_distance = 3;      // layers that hints reach ahead
+  std::string expert_link;            // "1GB/s,50us": loads no faster
+  std::string pack_dir;               // of the expert pack; beside the model
+  std::string history_file;           // read at the start, written at the end
+  std::string trace_file;             // written; see trace.h
   int32_t batch = 8;                  // sequences decoded together, per rank
   int64_t tokens_per_step = 512;      // of one rank
   int64_t kv_memory_bytes = 0;        // of one rank; 0: as the batch needs

@@ -1,6 +1,7 @@
 // The program of the ranks: generate, bench, and what is added to them.
 
 #include "CLI/CLI.hpp"
+#include "launcher/bench.h"
 #include "launcher/console.h"
 #include "launcher/generate.h"
 #include "launcher/replay.h"
@@ -19,6 +20,7 @@ int main(int argc, char** argv) {
   int exit_code = portolan::kExitDone;
   portolan::AddGenerateCommand(app, exit_code);
   portolan::AddReplayCommand(app, exit_code);
+  portolan::AddBenchCommand(app, exit_code);
 
   try {
     app.parse(argc, argv);

@@ -5,25 +5,19 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "comm/local_world.h"
-#include "comm/mpi_session.h"
-#include "experts/checkpoint_format.h"
-#include "experts/file_expert_source.h"
 #include "experts/hash64.h"
 #include "experts/memory_budget.h"
-#include "experts/policy_lru.h"
+#include "experts/policies.h"
+#include "experts/replay.h"
+#include "experts/source_factory.h"
 #include "launcher/console.h"
 #include "launcher/fault.h"
 #include "runtime/base/cpu_topology.h"
 #include "runtime/base/status_macros.h"
-#include "runtime/model/checkpoint/fingerprint.h"
 #include "runtime/serving/collectives.h"
 
 namespace portolan {
 namespace {
-
-// Ranks that still read a large model keep the others waiting.
-constexpr absl::Duration kStartTimeout = absl::Minutes(30);
 
 // Ranks that share this rank's host, and which of them it is.
 struct LocalPlace {
@@ -43,14 +37,15 @@ LocalPlace PlaceOnHost(const Transport& transport) {
 
 // Contiguous blocks of experts, sizes as equal as they can be.
 OwnerTable ContiguousOwners(const ModelConfig& config, int world_size) {
-  OwnerTable owners(static_cast<size_t>(config.num_layers));
-  for (auto& layer : owners) {
-    for (int64_t expert = 0; expert < config.num_experts; ++expert) {
-      layer.push_back(
-          Rank{static_cast<int32_t>(expert * world_size / config.num_experts)});
-    }
+  std::vector<Rank> layer(static_cast<size_t>(config.num_experts));
+  for (int32_t rank = 0; rank < world_size; ++rank) {
+    const int32_t first =
+        FirstOwnedExpert(rank, world_size, config.num_experts);
+    const int32_t end =
+        FirstOwnedExpert(rank + 1, world_size, config.num_experts);
+    std::fill(layer.begin() + first, layer.begin() + end, Rank{rank});
   }
-  return owners;
+  return OwnerTable(static_cast<size_t>(config.num_layers), layer);
 }
 
 // What two ranks must share to compute together (contracts: numerics id): the
@@ -63,6 +58,16 @@ uint64_t NumericsId(const JobOptions& options, const Model& model, Rank rank) {
       "; weights bf16; model ", model.fingerprint,
       rank == Rank{options.odd_rank} ? "; odd" : "");
   return Hash64(std::as_bytes(std::span(text)));
+}
+
+// A pack fits the model and the format of its records.
+PackIdentity PackIdentityOf(const Model& model) {
+  return {.fingerprint = model.fingerprint,
+          .numerics = "order 1, bf16",
+          .num_layers = model.config.num_layers,
+          .num_experts = model.config.num_experts,
+          .shape = model.experts.shape(),
+          .slot_bytes = ExpertSlotBytes(model.experts.shape())};
 }
 
 // Room for --batch sequences of the model's whole context, or of 4096 positions
@@ -93,9 +98,13 @@ absl::StatusOr<std::unique_ptr<RankRuntime>> RankRuntime::Create(
   std::unique_ptr<RankRuntime> rank(
       new RankRuntime(options, model, transport, observer));
   rank->WireThreads();
-  // A rank that cannot load its experts tells the others why.
+  // A rank that cannot read its files tells the others why.
+  PORTOLAN_RETURN_IF_ERROR(
+      AgreeOnStatus(transport, rank->WireForesight(), kStartTimeout));
   PORTOLAN_RETURN_IF_ERROR(
       AgreeOnStatus(transport, rank->WireExperts(), kStartTimeout));
+  PORTOLAN_RETURN_IF_ERROR(
+      AgreeOnStatus(transport, rank->WireTrace(), kStartTimeout));
   PORTOLAN_RETURN_IF_ERROR(rank->WireExchange());
   PORTOLAN_RETURN_IF_ERROR(
       AgreeOnStatus(transport, rank->WireEngine(sink), kStartTimeout));
@@ -107,8 +116,9 @@ RankRuntime::RankRuntime(const JobOptions& options, const Model& model,
     : options_(options),
       model_(model),
       transport_(transport),
-      observer_(observer),
-      owners_(ContiguousOwners(model.config, transport.world_size())) {}
+      owners_(ContiguousOwners(model.config, transport.world_size())) {
+  if (observer != nullptr) observers_.Add(*observer);
+}
 
 RankRuntime::~RankRuntime() = default;
 
@@ -123,6 +133,35 @@ void RankRuntime::WireThreads() {
   kernels_ = std::make_unique<Kernels>(path, *pool_);
 }
 
+absl::Status RankRuntime::WireForesight() {
+  PORTOLAN_RETURN_IF_ERROR(CheckPolicyName(options_.policy));
+  const ModelConfig& config = model_.config;
+  history_ = std::make_unique<History>(
+      HistoryShape{.num_layers = config.num_layers,
+                   .num_experts = config.num_experts,
+                   .top_k = config.top_k,
+                   .hidden = static_cast<int32_t>(config.hidden),
+                   .numerics_id = model_.fingerprint});
+  if (!options_.history_file.empty()) {
+    const absl::Status loaded = history_->Load(options_.history_file);
+    if (!loaded.ok() && !absl::IsNotFound(loaded)) return loaded;
+  }
+  const PredictorShape shape{
+      .num_layers = config.num_layers,
+      .num_experts = config.num_experts,
+      .top_k = config.top_k,
+      .hidden = static_cast<int32_t>(config.hidden),
+      .vocab = static_cast<int32_t>(config.vocab_size),
+      .max_step_tokens = static_cast<int32_t>(options_.tokens_per_step)};
+  std::unique_ptr<Predictor> predictor =
+      MakePredictor(options_.policy, shape,
+                    {.distance = options_.prefetch_distance}, *history_);
+  if (predictor == nullptr) return absl::OkStatus();
+  foresight_ = std::make_unique<Foresight>(
+      std::move(predictor), config.num_layers, config.num_experts);
+  return absl::OkStatus();
+}
+
 absl::Status RankRuntime::WireExperts() {
   PolicyShape shape = ShapeOfRank();
   const auto owned = static_cast<int64_t>(shape.owned.size());
@@ -131,30 +170,94 @@ absl::Status RankRuntime::WireExperts() {
       PlanExpertMemory(options_.expert_memory, owned, shape.expert_bytes));
   shape.num_slots = static_cast<int32_t>(budget.num_slots);
   PORTOLAN_ASSIGN_OR_RETURN(std::unique_ptr<ChunkedSource> source,
-                            OpenExpertSource(shape.owned));
+                            OpenExpertSource(shape));
+  std::unique_ptr<CachePolicy> policy =
+      MakePolicy(options_.policy, shape,
+                 {.distance = options_.prefetch_distance}, history_.get());
+  if (!policy->notice().empty()) Notice(policy->notice());
+  hint_merge_ = policy->hint_merge();
   PORTOLAN_ASSIGN_OR_RETURN(
       cache_, ExpertCache::Create({.slot_bytes = shape.expert_bytes}, shape,
-                                  MakeLruPolicy(shape), std::move(source)));
-  if (!budget.resident()) return absl::OkStatus();
+                                  std::move(policy), std::move(source)));
+  // With every expert resident there is nothing to foretell, only to learn.
+  if (budget.resident() && options_.history_file.empty()) foresight_.reset();
+  if (foresight_ != nullptr) observers_.Add(*foresight_);
+  return budget.resident() ? LoadResident(owned, shape.expert_bytes)
+                           : absl::OkStatus();
+}
+
+absl::Status RankRuntime::LoadResident(int64_t owned, int64_t expert_bytes) {
   Progress progress(absl::StrCat("Loading ", owned, " experts"),
                     transport_.rank() != Rank{0});
   return cache_->LoadAll([&](int64_t done, int64_t total) {
-    progress.Update(done * shape.expert_bytes, total * shape.expert_bytes);
+    progress.Update(done * expert_bytes, total * expert_bytes);
   });
 }
 
 absl::StatusOr<std::unique_ptr<ChunkedSource>> RankRuntime::OpenExpertSource(
-    std::span<const ExpertId> owned) {
-  constexpr int kQueueDepth = 4;  // enough for the disks measured
+    const PolicyShape& shape) {
+  ExpertSourceOptions source{.model_dir = options_.model_dir,
+                             .pack_dir = options_.pack_dir};
+  if (!options_.expert_link.empty()) {
+    PORTOLAN_ASSIGN_OR_RETURN(source.link, ParseLinkSpec(options_.expert_link));
+  }
   PORTOLAN_ASSIGN_OR_RETURN(
-      std::unique_ptr<RecordFormat> format,
-      CheckpointFormat::Open(model_.experts.shape(), owned, [&](ExpertId id) {
-        return model_.experts.ExpertExtentsOf(id);
-      }));
-  PORTOLAN_ASSIGN_OR_RETURN(std::unique_ptr<FileReader> reader,
-                            MakeFileReader(FileReaderKind::kAuto, kQueueDepth));
-  return std::make_unique<FileExpertSource>(std::move(format),
-                                            std::move(reader));
+      ChosenSource chosen,
+      MakeExpertSource(
+          source, PackIdentityOf(model_), shape.owned,
+          [&](ExpertId id) { return model_.experts.ExpertExtentsOf(id); }));
+  for (const std::string& notice : chosen.notices) Notice(notice);
+  return std::move(chosen.source);
+}
+
+// Tells the user something that changes no result, once for all ranks.
+void RankRuntime::Notice(std::string_view text) const {
+  if (transport_.rank() != Rank{0}) return;
+  std::fprintf(stderr, "notice: %s\n", std::string(text).c_str());
+}
+
+absl::Status RankRuntime::WireTrace() {
+  if (options_.trace_file.empty()) return absl::OkStatus();
+  const ModelConfig& config = model_.config;
+  TraceHeader header;
+  header.num_layers = config.num_layers;
+  header.num_experts = config.num_experts;
+  header.top_k = config.top_k;
+  header.hidden = static_cast<int32_t>(config.hidden);
+  header.lookahead = 2;
+  header.num_ranks = transport_.world_size();
+  header.expert_bytes = ExpertSlotBytes(model_.experts.shape());
+  header.expert_memory_bytes = cache_->budget_bytes();
+  header.numerics_id = model_.fingerprint;
+  if (!options_.expert_link.empty()) {
+    PORTOLAN_ASSIGN_OR_RETURN(const LinkSpec link,
+                              ParseLinkSpec(options_.expert_link));
+    header.link_bytes_per_second = link.bytes_per_second;
+    header.link_latency_s = absl::ToDoubleSeconds(link.latency);
+  }
+  header.model = options_.model_dir;
+  header.policy = options_.policy;
+  const int rank = ToIndex(transport_.rank());
+  const std::string path = transport_.world_size() == 1
+                               ? options_.trace_file
+                               : absl::StrCat(options_.trace_file, ".", rank);
+  PORTOLAN_ASSIGN_OR_RETURN(std::unique_ptr<TraceWriter> writer,
+                            TraceWriter::Create(path, header));
+  trace_ = std::make_unique<TraceRecorder>(
+      std::move(writer), header, rank,
+      [this] { return cache_->metrics().stall; },
+      [this](const absl::Status& status) {
+        Notice(absl::StrCat("the trace ends here: ", status.message()));
+      });
+  observers_.Add(*trace_);
+  return absl::OkStatus();
+}
+
+absl::Status RankRuntime::SaveHistory() const {
+  if (options_.history_file.empty() || transport_.rank() != Rank{0}) {
+    return absl::OkStatus();
+  }
+  return history_->Save(options_.history_file);
 }
 
 PolicyShape RankRuntime::ShapeOfRank() const {
@@ -190,6 +293,14 @@ absl::Status RankRuntime::WireExchange() {
   exchange.model_fingerprint = model_.fingerprint;
   exchange.step_timeout = absl::Seconds(options_.step_timeout_s);
   exchange.max_round_tokens = static_cast<int32_t>(options_.tokens_per_step);
+  MoeLayer::Hints hints;
+  if (foresight_ != nullptr) {
+    hints = {.merge = hint_merge_,
+             .distances = foresight_->distances(),
+             .step_layers = foresight_->step_layers()};
+    exchange.hint_distances = hints.distances;
+    exchange.step_hint_layers = hints.step_layers;
+  }
   PORTOLAN_ASSIGN_OR_RETURN(exchange.phase_hook,
                             ParseFault(options_.fault, transport_.rank()));
   PORTOLAN_ASSIGN_OR_RETURN(
@@ -198,8 +309,9 @@ absl::Status RankRuntime::WireExchange() {
       model_.experts.shape(), options_.activations, *kernels_,
       int64_t{exchange_->round_tokens()} * config.top_k *
           transport_.world_size());
-  moe_ = std::make_unique<MoeLayer>(*exchange_, *cache_, *ffn_,
-                                    config.num_layers, config.num_experts);
+  moe_ =
+      std::make_unique<MoeLayer>(*exchange_, *cache_, *ffn_, config.num_layers,
+                                 config.num_experts, std::move(hints));
   return absl::OkStatus();
 }
 
@@ -224,93 +336,16 @@ absl::Status RankRuntime::WireEngine(TokenSink& sink) {
                                               .kernels = *kernels_,
                                               .kv = *kv_,
                                               .moe = *moe_,
-                                              .observer = observer_}));
+                                              .observer = observer()}));
   sampler_ = std::make_unique<Sampler>(static_cast<int32_t>(config.vocab_size));
   const Engine::Options engine{
       .batcher = {.max_sequences = options_.batch,
                   .tokens_per_step = options_.tokens_per_step,
                   .tokens_per_page = kPageTokens},
       .max_context = config.max_position};
-  engine_ = std::make_unique<Engine>(engine, *forward_, *kv_, *sampler_, sink);
+  engine_ = std::make_unique<Engine>(engine, *forward_, *kv_, *sampler_, sink,
+                                     observer());
   return absl::OkStatus();
-}
-
-namespace {
-
-absl::StatusOr<Model> LoadModel(const JobOptions& options, bool silent) {
-  PORTOLAN_ASSIGN_OR_RETURN(ModelConfig config,
-                            LoadModelConfig(options.model_dir));
-  PORTOLAN_ASSIGN_OR_RETURN(std::unique_ptr<Checkpoint> checkpoint,
-                            Checkpoint::Open(options.model_dir));
-  PORTOLAN_ASSIGN_OR_RETURN(ExpertTensors experts,
-                            ExpertTensors::Find(config, *checkpoint));
-  Model model{.config = std::move(config),
-              .checkpoint = std::move(checkpoint),
-              .experts = std::move(experts),
-              .weights = {},
-              .tokenizer = nullptr,
-              .fingerprint = 0};
-  if (options.needs_tokenizer) {
-    PORTOLAN_ASSIGN_OR_RETURN(model.tokenizer,
-                              Tokenizer::Load(options.model_dir));
-  }
-  PORTOLAN_ASSIGN_OR_RETURN(model.fingerprint,
-                            ModelFingerprint(model.config, *model.checkpoint));
-  Progress progress("Loading the dense weights", silent);
-  PORTOLAN_ASSIGN_OR_RETURN(
-      model.weights,
-      DenseWeights::Load(
-          model.config, *model.checkpoint,
-          [&](int64_t done, int64_t total) { progress.Update(done, total); },
-          [&](const std::string& text) {
-            if (!silent) {
-              std::fprintf(stderr, "notice: %s\n", text.c_str());
-            }
-          }));
-  return model;
-}
-
-}  // namespace
-
-namespace {
-
-absl::Status RunThreads(const JobOptions& options, JobBody body) {
-  PORTOLAN_ASSIGN_OR_RETURN(const Model model,
-                            LoadModel(options, /*silent=*/false));
-  return body(model, [&](RankBody rank_body) {
-    return RunLocalWorld(std::max(1, options.ranks), rank_body);
-  });
-}
-
-absl::Status RunMpiRank(const JobOptions& options, Transport& transport,
-                        JobBody body) {
-  const absl::StatusOr<Model> model =
-      LoadModel(options, /*silent=*/transport.rank() != Rank{0});
-  PORTOLAN_RETURN_IF_ERROR(
-      AgreeOnStatus(transport, model.status(), kStartTimeout));
-  return body(*model, [&](RankBody rank_body) { return rank_body(transport); });
-}
-
-absl::Status RunProcess(const JobOptions& options, JobBody body) {
-  MpiSessionOptions mpi;
-  PORTOLAN_ASSIGN_OR_RETURN(mpi.transport,
-                            ParseTransportKind(options.transport));
-  mpi.silence = absl::Seconds(options.liveness_timeout_s);
-  PORTOLAN_ASSIGN_OR_RETURN(const std::unique_ptr<MpiSession> session,
-                            MpiSession::Create(nullptr, nullptr, mpi));
-  const absl::Status status = RunMpiRank(options, session->transport(), body);
-  // Finish() does not come back from an error, so it is reported here.
-  Report(status);
-  session->Finish(status, kExitFailed);
-  return status;
-}
-
-}  // namespace
-
-absl::Status RunJob(const JobOptions& options, JobBody body) {
-  PORTOLAN_RETURN_IF_ERROR(options.Validate());
-  const bool is_process = options.ranks == 0 && options.launched_by_mpi;
-  return is_process ? RunProcess(options, body) : RunThreads(options, body);
 }
 
 }  // namespace portolan

@@ -6,35 +6,23 @@
 #include <string>
 #include <vector>
 
-#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "comm/token_exchange.h"
 #include "experts/expert_cache.h"
 #include "experts/expert_ffn.h"
+#include "experts/history.h"
 #include "experts/policy.h"
+#include "launcher/job.h"
 #include "launcher/options.h"
 #include "runtime/base/thread_pool.h"
 #include "runtime/kernels/kernels.h"
-#include "runtime/model/checkpoint/config.h"
-#include "runtime/model/checkpoint/dense_weights.h"
-#include "runtime/model/checkpoint/expert_tensors.h"
-#include "runtime/model/checkpoint/safetensors.h"
+#include "runtime/model/foresight.h"
 #include "runtime/model/forward.h"
-#include "runtime/model/tokenizer/tokenizer.h"
+#include "runtime/model/trace_recorder.h"
 #include "runtime/serving/engine.h"
 
 namespace portolan {
-
-// What the ranks of a process share, read once.
-struct Model {
-  ModelConfig config;
-  std::unique_ptr<Checkpoint> checkpoint;
-  ExpertTensors experts;
-  DenseWeights weights;
-  std::unique_ptr<Tokenizer> tokenizer;  // null if the model has none
-  uint64_t fingerprint = 0;
-};
 
 // One rank, wired: the parts list, each part outliving those below it.
 class RankRuntime {
@@ -50,7 +38,13 @@ class RankRuntime {
   Engine& engine() { return *engine_; }
   ForwardPass& forward() { return *forward_; }
   KvCache& kv() { return *kv_; }
-  ForwardObserver* observer() { return observer_; }
+  // Null if nobody watches.
+  ForwardObserver* observer() {
+    return observers_.empty() ? nullptr : &observers_;
+  }
+  // Writes --history, on rank 0 only.
+  absl::Status SaveHistory() const;
+
   const Engine& engine() const { return *engine_; }
   const MoeLayer& moe() const { return *moe_; }
   ExpertMetrics expert_metrics() const { return cache_->metrics(); }
@@ -58,7 +52,8 @@ class RankRuntime {
   int64_t expert_bytes_at_start() const {
     return cache_->counters().start_logical_bytes;
   }
-  std::string_view policy_name() const { return "lru"; }
+  const std::string& policy_name() const { return options_.policy; }
+  const History& history() const { return *history_; }
   CpuPath cpu_path() const { return kernels_->path(); }
   int num_threads() const { return pool_->num_threads(); }
 
@@ -68,20 +63,28 @@ class RankRuntime {
 
   PolicyShape ShapeOfRank() const;
   absl::StatusOr<std::unique_ptr<ChunkedSource>> OpenExpertSource(
-      std::span<const ExpertId> owned);
+      const PolicyShape& shape);
+  absl::Status LoadResident(int64_t owned, int64_t expert_bytes);
+  void Notice(std::string_view text) const;
   void WireThreads();
+  absl::Status WireForesight();
   absl::Status WireExperts();
+  absl::Status WireTrace();
   absl::Status WireExchange();
   absl::Status WireEngine(TokenSink& sink);
 
   const JobOptions& options_;
   const Model& model_;
   Transport& transport_;
-  ForwardObserver* const observer_;
   const OwnerTable owners_;
   std::unique_ptr<ThreadPool> pool_;
   std::unique_ptr<Kernels> kernels_;
+  std::unique_ptr<History> history_;
+  std::unique_ptr<Foresight> foresight_;  // null: the policy foretells nothing
   std::unique_ptr<ExpertCache> cache_;
+  std::unique_ptr<TraceRecorder> trace_;  // null without --trace
+  ObserverChain observers_;
+  HintMerge hint_merge_ = HintMerge::kSum;
   std::unique_ptr<ExpertFfn> ffn_;
   std::unique_ptr<TokenExchange> exchange_;
   std::unique_ptr<MoeLayer> moe_;
@@ -90,16 +93,5 @@ class RankRuntime {
   std::unique_ptr<Sampler> sampler_;
   std::unique_ptr<Engine> engine_;
 };
-
-using RankBody = absl::FunctionRef<absl::Status(Transport&)>;
-using RunWorld = absl::FunctionRef<absl::Status(RankBody)>;
-using JobBody = absl::FunctionRef<absl::Status(const Model&, RunWorld)>;
-
-// Starts the world that the options and the environment ask for (threads, or
-// MPI under mpirun and srun), reads what ranks share, and runs `body` once per
-// process; it calls its RunWorld once, which runs a rank's body on every rank
-// of this process. Under MPI an error ends the process here, with its exit
-// code.
-absl::Status RunJob(const JobOptions& options, JobBody body);
 
 }  // namespace portolan

@@ -32,11 +32,6 @@ class GateRecorder : public ForwardObserver {
     std::vector<std::vector<float>> weights;
   };
 
-  void OnEmbedding(std::span<const StepToken>,
-                   MatrixView<const float>) override {}
-  std::span<const Fp16> step_hints() const override { return {}; }
-  int look_ahead() const override { return 0; }
-
   std::span<const Fp16> OnGate(const GateOutput& gate) override {
     layers.resize(std::max(layers.size(), static_cast<size_t>(gate.layer) + 1));
     Layer& layer = layers[static_cast<size_t>(gate.layer)];
@@ -91,7 +86,7 @@ class SequenceRunner {
     if (auto begun = rank_.exchange().BeginStep(record); !begun.ok()) {
       return begun.status();
     }
-    auto rows = rank_.forward().Run();
+    auto rows = rank_.forward().Run(record.rows_planned);
     if (!rows.ok()) return rows.status();
     for (int64_t row = 0; row < rows->rows(); ++row) {
       logits.emplace_back(rows->Row(row).begin(), rows->Row(row).end());

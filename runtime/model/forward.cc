@@ -5,7 +5,6 @@
 #include <functional>
 #include <numeric>
 
-#include "absl/strings/str_cat.h"
 #include "runtime/base/bf16.h"
 #include "runtime/base/check.h"
 #include "runtime/base/status_macros.h"
@@ -99,8 +98,10 @@ struct ForwardPass::Buffers {
   FloatRows probabilities;
   FloatRows look_ahead[2];
   FloatRows look_ahead_normed;
+  ActivationMatrix look_ahead_act;  // written along with it, not read
   FloatRows logit_hidden, logit_delta, logits;
   ActivationMatrix normed_act;
+  ActivationMatrix gate_input;  // f32, where hidden is no multiple of 32
   ActivationMatrix q_act;
   ActivationMatrix attended;
   ActivationMatrix logit_act;
@@ -111,11 +112,6 @@ struct ForwardPass::Buffers {
 
 absl::StatusOr<std::unique_ptr<ForwardPass>> ForwardPass::Create(
     const Options& options, const Parts& parts) {
-  if (parts.config.hidden % 32 != 0) {
-    return absl::UnimplementedError(absl::StrCat(
-        parts.config.file, ": hidden_size must be a multiple of 32, not ",
-        parts.config.hidden));
-  }
   std::unique_ptr<ForwardPass> pass(new ForwardPass(options, parts));
   PORTOLAN_RETURN_IF_ERROR(pass->Allocate());
   return pass;
@@ -146,10 +142,13 @@ void ForwardPass::Begin(std::span<const ForwardSequence> sequences) {
   Embed();
 }
 
-absl::StatusOr<MatrixView<const float>> ForwardPass::Run() {
+absl::StatusOr<MatrixView<const float>> ForwardPass::Run(
+    int64_t tokens_of_all_ranks) {
+  parts_.moe.BeginStep(tokens_of_all_ranks);
   for (int32_t layer = 0; layer < parts_.config.num_layers; ++layer) {
     Attend(layer);
     PORTOLAN_RETURN_IF_ERROR(RunExperts(layer));
+    if (parts_.observer != nullptr) parts_.observer->OnLayerEnd(layer);
   }
   return Logits();
 }
@@ -182,12 +181,16 @@ absl::Status ForwardPass::Allocate() {
   if (LookAhead() > 0) {
     PORTOLAN_RETURN_IF_ERROR(
         b.look_ahead_normed.Allocate(max_tokens, config.hidden));
+    PORTOLAN_RETURN_IF_ERROR(
+        b.look_ahead_act.Allocate(max_tokens, config.hidden, dtype));
     for (FloatRows& rows : b.look_ahead) {
       PORTOLAN_RETURN_IF_ERROR(rows.Allocate(max_tokens, config.num_experts));
     }
   }
   PORTOLAN_RETURN_IF_ERROR(
       b.normed_act.Allocate(max_tokens, config.hidden, dtype));
+  PORTOLAN_RETURN_IF_ERROR(
+      b.gate_input.Allocate(max_tokens, config.hidden, ActivationDtype::kF32));
   PORTOLAN_RETURN_IF_ERROR(b.q_act.Allocate(max_tokens, q_cols, dtype));
   PORTOLAN_RETURN_IF_ERROR(b.attended.Allocate(max_tokens, q_cols, dtype));
   PORTOLAN_RETURN_IF_ERROR(b.logit_hidden.Allocate(max_logits, config.hidden));
@@ -350,16 +353,25 @@ void ForwardPass::RunDenseBlock(int32_t layer) {
                   b.delta.data(), b.delta.cols());
 }
 
+// The rows as activations, which kernels read in whole blocks of K.
+ActivationView ForwardPass::GateInput(MatrixView<float> normed) {
+  if (normed.cols() == PaddedCols(normed.cols())) {
+    return {.data = reinterpret_cast<std::byte*>(normed.data().data()),
+            .dtype = ActivationDtype::kF32,
+            .rows = normed.rows(),
+            .cols = normed.cols(),
+            .stride = normed.cols()};
+  }
+  const ActivationView padded = buffers_->gate_input.First(normed.rows());
+  parts_.kernels.Round({normed.data(), normed.rows(), normed.cols()}, padded);
+  return padded;
+}
+
 // The gate's probabilities of `normed` rows: f32 all the way.
 void ForwardPass::ComputeGate(int32_t layer, MatrixView<float> normed,
                               MatrixView<float> probabilities) {
   const LayerWeights& w = parts_.weights.layers[static_cast<size_t>(layer)];
-  const ActivationView x{
-      .data = reinterpret_cast<std::byte*>(normed.data().data()),
-      .dtype = ActivationDtype::kF32,
-      .rows = normed.rows(),
-      .cols = normed.cols(),
-      .stride = normed.cols()};
+  const ActivationView x = GateInput(normed);
   parts_.kernels.Linear(x, w.gate, nullptr, probabilities.data().data(),
                         probabilities.cols());
   if (parts_.config.gate_score == GateScore::kSigmoid) {
@@ -381,7 +393,8 @@ void ForwardPass::LookAheadFrom(int32_t layer, GateOutput& gate) {
     if (ahead >= parts_.config.num_layers) return;
     const LayerWeights& w = parts_.weights.layers[static_cast<size_t>(ahead)];
     parts_.kernels.RmsNorm(b.hidden.ConstFirst(b.num_tokens),
-                           w.post_attention_norm, parts_.config.rms_eps, {},
+                           w.post_attention_norm, parts_.config.rms_eps,
+                           b.look_ahead_act.First(b.num_tokens),
                            b.look_ahead_normed.data());
     FloatRows& out = b.look_ahead[distance];
     ComputeGate(ahead, b.look_ahead_normed.First(b.num_tokens),

@@ -67,10 +67,11 @@ class ForwardPass {
   // must stay until Run() returns.
   void Begin(std::span<const ForwardSequence> sequences);
 
-  // Runs the step that Begin() lined up. Returns the logits, [rows asked for,
-  // vocab], in the order of the sequences; valid until the next Run().
+  // Runs the step that Begin() lined up; `tokens_of_all_ranks` as their step
+  // records say. Returns the logits, [rows asked for, vocab], in the order of
+  // the sequences; valid until the next Run().
   // Errors: as MoeLayer::Run().
-  absl::StatusOr<MatrixView<const float>> Run();
+  absl::StatusOr<MatrixView<const float>> Run(int64_t tokens_of_all_ranks);
 
   // Tokens of the step that Begin() lined up.
   int64_t num_tokens() const;
@@ -90,6 +91,7 @@ class ForwardPass {
   absl::Status RunExperts(int32_t layer);
   void RunDenseBlock(int32_t layer);
   GateOutput RunGate(int32_t layer);
+  ActivationView GateInput(MatrixView<float> normed);
   void ComputeGate(int32_t layer, MatrixView<float> normed,
                    MatrixView<float> probabilities);
   void LookAheadFrom(int32_t layer, GateOutput& gate);

@@ -1,15 +1,20 @@
 #include "runtime/model/moe_layer.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace portolan {
 
 MoeLayer::MoeLayer(TokenExchange& exchange, ExpertProvider& provider,
-                   ExpertFfn& ffn, int32_t num_layers, int32_t num_experts)
+                   ExpertFfn& ffn, int32_t num_layers, int32_t num_experts,
+                   Hints hints)
     : exchange_(exchange),
       provider_(provider),
       ffn_(ffn),
       selections_by_layer_(static_cast<size_t>(num_layers)),
+      hints_(std::move(hints)),
+      hint_sources_(static_cast<size_t>(exchange.transport().world_size())),
+      scores_(static_cast<size_t>(num_experts)),
       first_of_expert_(static_cast<size_t>(num_experts) + 1) {
   needs_.reserve(static_cast<size_t>(num_experts));
   work_.reserve(static_cast<size_t>(num_experts));
@@ -26,9 +31,45 @@ absl::Status MoeLayer::Run(int32_t layer, const Routing& routing,
       });
 }
 
+void MoeLayer::BeginStep(int64_t tokens_of_all_ranks) {
+  provider_.BeginStep(tokens_of_all_ranks);
+  for (int32_t layer = 0; layer < hints_.step_layers; ++layer) {
+    TakeHints(layer, layer + 1, [&](Rank rank) {
+      return exchange_.received_step_hints(rank, layer);
+    });
+  }
+}
+
+void MoeLayer::TakeHints(
+    int32_t layer, int32_t distance,
+    absl::FunctionRef<std::span<const Fp16>(Rank)> of_rank) {
+  size_t num_sources = 0;
+  for (size_t rank = 0; rank < hint_sources_.size(); ++rank) {
+    const std::span<const Fp16> hints = of_rank(Rank{static_cast<int>(rank)});
+    if (!hints.empty()) hint_sources_[num_sources++] = hints;
+  }
+  if (num_sources == 0) return;
+  const std::span<const int32_t> owned = exchange_.owned_experts(layer);
+  merged_.resize(owned.size());
+  MergeHints(hints_.merge, std::span(hint_sources_).first(num_sources),
+             merged_);
+  std::fill(scores_.begin(), scores_.end(), 0.0f);
+  for (size_t i = 0; i < owned.size(); ++i) {
+    scores_[static_cast<size_t>(owned[i])] = merged_[i];
+  }
+  provider_.OnHints(layer, distance, scores_);
+}
+
 absl::Status MoeLayer::Compute(int32_t layer, const ActivationView& form,
                                const ReceivedRows& received,
                                MatrixView<float> results) {
+  for (size_t i = 0; i < hints_.distances.size(); ++i) {
+    const int32_t target = layer + hints_.distances[i];
+    if (target >= static_cast<int32_t>(selections_by_layer_.size())) break;
+    TakeHints(target, hints_.distances[i], [&](Rank rank) {
+      return exchange_.received_hints(rank, static_cast<int>(i));
+    });
+  }
   GroupByExpert(received.experts);
   selections_by_layer_[static_cast<size_t>(layer)] +=
       static_cast<int64_t>(received.experts.size());

@@ -5,10 +5,12 @@
 #include <span>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/statusor.h"
 #include "comm/token_exchange.h"
 #include "experts/expert_ffn.h"
 #include "experts/expert_provider.h"
+#include "experts/hints.h"
 #include "runtime/base/fp16.h"
 #include "runtime/base/matrix_view.h"
 #include "runtime/kernels/activation.h"
@@ -22,9 +24,20 @@ namespace portolan {
 // Thread-compatible. Run() is collective.
 class MoeLayer {
  public:
+  // What the ranks foretell each other (TokenExchange has the same figures).
+  struct Hints {
+    HintMerge merge = HintMerge::kSum;
+    std::vector<int32_t> distances;  // empty: no hints
+    int32_t step_layers = 0;
+  };
+
   // All must outlive the layer object.
   MoeLayer(TokenExchange& exchange, ExpertProvider& provider, ExpertFfn& ffn,
-           int32_t num_layers, int32_t num_experts);
+           int32_t num_layers, int32_t num_experts, Hints hints);
+
+  // A step of so many tokens begins, whose records have been exchanged: hands
+  // the hints for the first layers to the provider.
+  void BeginStep(int64_t tokens_of_all_ranks);
 
   // rows: this rank's tokens, as they enter the experts.
   // out: [tokens, hidden], overwritten with the weighted sum of the experts.
@@ -41,12 +54,20 @@ class MoeLayer {
  private:
   absl::Status Compute(int32_t layer, const ActivationView& form,
                        const ReceivedRows& received, MatrixView<float> results);
+  // Merges what all ranks foretold for `layer`, which `of_rank` gives per rank.
+  void TakeHints(int32_t layer, int32_t distance,
+                 absl::FunctionRef<std::span<const Fp16>(Rank)> of_rank);
   void GroupByExpert(std::span<const int32_t> experts);
 
   TokenExchange& exchange_;
   ExpertProvider& provider_;
   ExpertFfn& ffn_;
   std::vector<int64_t> selections_by_layer_;
+
+  const Hints hints_;
+  std::vector<std::span<const Fp16>> hint_sources_;  // [world]
+  std::vector<float> merged_;                        // [owned experts]
+  std::vector<float> scores_;                        // [num_experts]
 
   // Scratch of one round: the selections of each needed expert lie together.
   std::vector<int32_t> first_of_expert_;  // [num_experts + 1]

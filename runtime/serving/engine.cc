@@ -10,12 +10,13 @@
 namespace portolan {
 
 Engine::Engine(const Options& options, ForwardPass& forward, KvCache& kv,
-               Sampler& sampler, TokenSink& sink)
+               Sampler& sampler, TokenSink& sink, ForwardObserver* observer)
     : options_(options),
       forward_(forward),
       kv_(kv),
       sampler_(sampler),
       sink_(sink),
+      observer_(observer),
       batcher_(options.batcher) {
   forward_sequences_.reserve(
       static_cast<size_t>(options.batcher.max_sequences));
@@ -66,10 +67,11 @@ int64_t Engine::PlanStep() {
   return forward_.num_tokens();
 }
 
-absl::Status Engine::RunStep() {
+absl::Status Engine::RunStep(int64_t tokens_of_all_ranks) {
   PORTOLAN_ASSIGN_OR_RETURN(const MatrixView<const float> logits,
-                            forward_.Run());
+                            forward_.Run(tokens_of_all_ranks));
   SampleTokens(logits);
+  if (observer_ != nullptr) observer_->OnStepEnd();
   return absl::OkStatus();
 }
 
@@ -130,6 +132,7 @@ void Engine::Finish(Sequence& sequence, FinishReason reason) {
   kv_.Release(sequence.pages);
   sequences_.erase(id);
   sink_.OnFinish(id, reason);
+  if (observer_ != nullptr) observer_->OnSequenceEnd(id);
 }
 
 }  // namespace portolan

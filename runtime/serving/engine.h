@@ -25,9 +25,10 @@ class Engine {
     int64_t max_context = 0;  // positions a sequence may have
   };
 
-  // All must outlive the engine.
+  // All must outlive the engine; `observer` may be null.
   Engine(const Options& options, ForwardPass& forward, KvCache& kv,
-         Sampler& sampler, TokenSink& sink);
+         Sampler& sampler, TokenSink& sink,
+         ForwardObserver* observer = nullptr);
 
   // Takes a request in; its first step may come later.
   // Errors: kInvalidArgument if the prompt is empty or does not fit the context
@@ -50,7 +51,7 @@ class Engine {
 
   // Runs the planned step; collective, also with zero tokens here.
   // Errors: as ForwardPass::Run(); the job cannot go on after one.
-  absl::Status RunStep();
+  absl::Status RunStep(int64_t tokens_of_all_ranks);
 
  private:
   struct Sequence {
@@ -70,6 +71,7 @@ class Engine {
   KvCache& kv_;
   Sampler& sampler_;
   TokenSink& sink_;
+  ForwardObserver* const observer_;
   Batcher batcher_;
   std::map<int64_t, Sequence> sequences_;     // by id; stable addresses
   std::vector<ScheduledSequence> scheduled_;  // the planned step

@@ -27,7 +27,7 @@ absl::Status StepLoop::RunSteps() {
     PORTOLAN_ASSIGN_OR_RETURN(const Agreement ranks, BeginStep());
     if (ranks.any_output) PORTOLAN_RETURN_IF_ERROR(collector_->Collect());
     if (ranks.any_work) {
-      PORTOLAN_RETURN_IF_ERROR(engine_.RunStep());
+      PORTOLAN_RETURN_IF_ERROR(engine_.RunStep(ranks.num_tokens));
       ++num_steps_;
     } else if (ranks.all_closed) {
       return absl::OkStatus();
@@ -49,6 +49,7 @@ absl::StatusOr<StepLoop::Agreement> StepLoop::BeginStep() {
                             exchange_.BeginStep(mine, hints));
   Agreement ranks;
   for (const StepRecord& record : records) {
+    ranks.num_tokens += record.rows_planned;
     ranks.any_work |= record.has_work;
     ranks.any_output |= record.output_bytes > 0;
     ranks.all_closed &= record.drain;

@@ -54,6 +54,7 @@ class StepLoop {
  private:
   // What the step records of all ranks say together.
   struct Agreement {
+    int64_t num_tokens = 0;
     bool any_work = false;
     bool any_output = false;
     bool all_closed = true;
