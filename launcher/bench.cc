@@ -7,6 +7,8 @@ void AddBenchCommand(CLI::App& app, int& exit_code) {
       "bench", "Measure the model, the exchange or the kernels");
   bench->require_subcommand(1);
   AddBenchModelCommand(*bench, exit_code);
+  AddBenchExchangeCommand(*bench, exit_code);
+  AddBenchKernelsCommand(*bench, exit_code);
 }
 
 }  // namespace portolan

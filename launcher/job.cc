@@ -52,43 +52,48 @@ absl::StatusOr<Model> LoadModel(const JobOptions& options, bool silent) {
 
 namespace {
 
-absl::Status RunThreads(const JobOptions& options, JobBody body) {
-  PORTOLAN_ASSIGN_OR_RETURN(const Model model,
-                            LoadModel(options, /*silent=*/false));
-  return body(model, [&](RankBody rank_body) {
-    return RunLocalWorld(std::max(1, options.ranks), rank_body);
-  });
-}
-
-absl::Status RunMpiRank(const JobOptions& options, Transport& transport,
-                        JobBody body) {
-  const absl::StatusOr<Model> model =
-      LoadModel(options, /*silent=*/transport.rank() != Rank{0});
-  PORTOLAN_RETURN_IF_ERROR(
-      AgreeOnStatus(transport, model.status(), kStartTimeout));
-  return body(*model, [&](RankBody rank_body) { return rank_body(transport); });
-}
-
-absl::Status RunProcess(const JobOptions& options, JobBody body) {
+absl::Status RunProcess(const WorldOptions& options, RankBody body) {
   MpiSessionOptions mpi;
   PORTOLAN_ASSIGN_OR_RETURN(mpi.transport,
                             ParseTransportKind(options.transport));
   mpi.silence = absl::Seconds(options.liveness_timeout_s);
   PORTOLAN_ASSIGN_OR_RETURN(const std::unique_ptr<MpiSession> session,
                             MpiSession::Create(nullptr, nullptr, mpi));
-  const absl::Status status = RunMpiRank(options, session->transport(), body);
+  const absl::Status status = body(session->transport());
   // Finish() does not come back from an error, so it is reported here.
   Report(status);
   session->Finish(status, kExitFailed);
   return status;
 }
 
+// Every process reads the model for itself; one that cannot tells the others.
+absl::Status RunJobProcess(const JobOptions& options, JobBody body) {
+  return RunProcess(options, [&](Transport& transport) -> absl::Status {
+    const absl::StatusOr<Model> model =
+        LoadModel(options, /*silent=*/transport.rank() != Rank{0});
+    PORTOLAN_RETURN_IF_ERROR(
+        AgreeOnStatus(transport, model.status(), kStartTimeout));
+    return body(*model,
+                [&](RankBody rank_body) { return rank_body(transport); });
+  });
+}
+
 }  // namespace
+
+absl::Status RunWorldOnly(const WorldOptions& options, RankBody body) {
+  PORTOLAN_RETURN_IF_ERROR(options.Validate());
+  if (options.is_process()) return RunProcess(options, body);
+  return RunLocalWorld(std::max(1, options.ranks), body);
+}
 
 absl::Status RunJob(const JobOptions& options, JobBody body) {
   PORTOLAN_RETURN_IF_ERROR(options.Validate());
-  const bool is_process = options.ranks == 0 && options.launched_by_mpi;
-  return is_process ? RunProcess(options, body) : RunThreads(options, body);
+  if (options.is_process()) return RunJobProcess(options, body);
+  PORTOLAN_ASSIGN_OR_RETURN(const Model model,
+                            LoadModel(options, /*silent=*/false));
+  return body(model, [&](RankBody rank_body) {
+    return RunLocalWorld(std::max(1, options.ranks), rank_body);
+  });
 }
 
 }  // namespace portolan

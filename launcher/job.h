@@ -33,6 +33,9 @@ using RankBody = absl::FunctionRef<absl::Status(Transport&)>;
 using RunWorld = absl::FunctionRef<absl::Status(RankBody)>;
 using JobBody = absl::FunctionRef<absl::Status(const Model&, RunWorld)>;
 
+// Runs `body` on every rank of the world, without a model.
+absl::Status RunWorldOnly(const WorldOptions& options, RankBody body);
+
 // Starts the world that the options and the environment ask for (threads, or
 // MPI under mpirun and srun), reads what ranks share, and runs `body` once per
 // process; it calls its RunWorld once, which runs a rank's body on every rank

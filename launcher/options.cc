@@ -52,9 +52,6 @@ CLI::Option* AddParsed(CLI::App& command, const char* flag,
 }
 
 void AddChoices(CLI::App& command, JobOptions& options) {
-  Add(command, "--transport", options.transport,
-      "How ranks talk: shm inside one node, mpi, local (threads)")
-      ->check(CLI::IsMember({"auto", "mpi", "shm", "local"}));
   AddParsed<CpuPath>(
       command, "--cpu", ParseCpuPath,
       [&options](CpuPath path) { options.cpu_path = path; },
@@ -123,20 +120,14 @@ void AddTestFlags(CLI::App& command, JobOptions& options) {
 
 }  // namespace
 
-absl::Status JobOptions::Validate() const {
-  if (activations == ActivationDtype::kF32 && cpu_path.has_value() &&
-      *cpu_path != CpuPath::kScalar) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("--activations f32 is the reference of the scalar path; "
-                     "drop --cpu or say --cpu scalar"));
-  }
+absl::Status WorldOptions::Validate() const {
   if (ranks > 0 && transport != "auto" && transport != "local") {
     return absl::InvalidArgumentError(
         absl::StrCat("--transport ", transport,
                      " is for processes under mpirun; --ranks runs threads, "
                      "which talk by --transport local"));
   }
-  if (transport == "local" && launched_by_mpi && ranks == 0) {
+  if (is_process() && transport == "local") {
     return absl::InvalidArgumentError(
         "--transport local is for --ranks; processes under mpirun talk by shm "
         "or mpi");
@@ -144,14 +135,41 @@ absl::Status JobOptions::Validate() const {
   return absl::OkStatus();
 }
 
+absl::Status JobOptions::Validate() const {
+  if (activations == ActivationDtype::kF32 && cpu_path.has_value() &&
+      *cpu_path != CpuPath::kScalar) {
+    return absl::InvalidArgumentError(
+        "--activations f32 is the reference of the scalar path; drop --cpu or "
+        "say --cpu scalar");
+  }
+  if (cpu_path.has_value() && !CpuSupports(*cpu_path)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--cpu ", std::string(CpuPathName(*cpu_path)),
+                     ": this CPU has not got it; see --version"));
+  }
+  return WorldOptions::Validate();
+}
+
+void AddWorldOptions(CLI::App& command, WorldOptions& options) {
+  Add(command, "--ranks", options.ranks,
+      "Run so many ranks as threads of this process")
+      ->check(CLI::Range(1, 256));
+  Add(command, "--transport", options.transport,
+      "How ranks talk: shm inside one node, mpi, local (threads)")
+      ->check(CLI::IsMember({"auto", "mpi", "shm", "local"}));
+  Add(command, "--liveness-timeout", options.liveness_timeout_s,
+      "Seconds of silence after which a rank counts as dead")
+      ->check(CLI::Range(0.5, 3600.0));
+  options.launched_by_mpi = std::getenv("OMPI_COMM_WORLD_SIZE") != nullptr ||
+                            std::getenv("PMIX_RANK") != nullptr;
+}
+
 void AddJobOptions(CLI::App& command, JobOptions& options) {
   Add(command, "--model", options.model_dir,
       "Directory of a Hugging Face model (config.json, *.safetensors, ...)")
       ->required()
       ->check(CLI::ExistingDirectory);
-  Add(command, "--ranks", options.ranks,
-      "Run so many ranks as threads of this process")
-      ->check(CLI::Range(1, 256));
+  AddWorldOptions(command, options);
   Add(command, "--threads", options.threads,
       "Threads of each rank (default: an even share of the node's CPUs)")
       ->check(CLI::Range(1, 1024));
@@ -164,14 +182,9 @@ void AddJobOptions(CLI::App& command, JobOptions& options) {
   Add(command, "--step-timeout", options.step_timeout_s,
       "Seconds after which a step that does not end is an error")
       ->check(CLI::Range(0.1, 86400.0));
-  Add(command, "--liveness-timeout", options.liveness_timeout_s,
-      "Seconds of silence after which a rank counts as dead")
-      ->check(CLI::Range(0.5, 3600.0));
   AddChoices(command, options);
   AddSizes(command, options);
   AddTestFlags(command, options);
-  options.launched_by_mpi = std::getenv("OMPI_COMM_WORLD_SIZE") != nullptr ||
-                            std::getenv("PMIX_RANK") != nullptr;
 }
 
 void AddSamplingOptions(CLI::App& command, SamplingWishes& wishes) {

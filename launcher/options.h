@@ -13,14 +13,26 @@
 
 namespace portolan {
 
+// Which ranks there are and how they talk.
+struct WorldOptions {
+  int ranks = 0;  // > 0: that many ranks as threads of this process
+  std::string transport = "auto";  // auto | mpi | shm | local
+  double liveness_timeout_s = 2;
+  bool launched_by_mpi = false;  // by mpirun or srun, as the environment says
+
+  // True if this process is one rank of several processes.
+  bool is_process() const { return ranks == 0 && launched_by_mpi; }
+
+  // Errors: kInvalidArgument naming the flag.
+  absl::Status Validate() const;
+};
+
 // How a job computes: what every subcommand that runs a model shares. Every
 // flag also comes from PORTOLAN_<FLAG> in the environment or from the file that
 // --config names (TOML).
-struct JobOptions {
+struct JobOptions : WorldOptions {
   std::string model_dir;
-  int ranks = 0;    // > 0: that many ranks as threads of this process
   int threads = 0;  // of each rank; 0: an even share of the node's CPUs
-  std::string transport = "auto";  // auto | mpi | shm | local
   CombineMode combine = CombineMode::kExact;
   ActivationDtype activations = ActivationDtype::kBf16;
   std::optional<CpuPath> cpu_path;    // default: the best this CPU has
@@ -36,14 +48,11 @@ struct JobOptions {
   int64_t kv_memory_bytes = 0;        // of one rank; 0: as the batch needs
   int64_t exchange_memory_bytes = 256 << 20;
   double step_timeout_s = 120;
-  double liveness_timeout_s = 2;
 
   // Set by the subcommands, not by flags.
   bool needs_tokenizer = true;
   int64_t kv_tokens = 0;   // positions to have room for; 0: as --batch asks
   int64_t logit_rows = 0;  // rows of logits of one step; at least --batch
-  bool launched_by_mpi = false;  // by mpirun or srun, as the environment says
-
   // What tests do to a rank, from PORTOLAN_FAULT (fault.h), and the rank that
   // PORTOLAN_ODD_RANK gives another numerics id.
   std::string fault;
@@ -53,6 +62,7 @@ struct JobOptions {
   absl::Status Validate() const;
 };
 
+void AddWorldOptions(CLI::App& command, WorldOptions& options);
 void AddJobOptions(CLI::App& command, JobOptions& options);
 void AddSamplingOptions(CLI::App& command, SamplingWishes& wishes);
 

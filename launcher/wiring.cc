@@ -151,7 +151,6 @@ absl::Status RankRuntime::WireForesight() {
       .num_experts = config.num_experts,
       .top_k = config.top_k,
       .hidden = static_cast<int32_t>(config.hidden),
-      .vocab = static_cast<int32_t>(config.vocab_size),
       .max_step_tokens = static_cast<int32_t>(options_.tokens_per_step)};
   std::unique_ptr<Predictor> predictor =
       MakePredictor(options_.policy, shape,

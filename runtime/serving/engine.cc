@@ -71,7 +71,12 @@ absl::Status Engine::RunStep(int64_t tokens_of_all_ranks) {
   PORTOLAN_ASSIGN_OR_RETURN(const MatrixView<const float> logits,
                             forward_.Run(tokens_of_all_ranks));
   SampleTokens(logits);
-  if (observer_ != nullptr) observer_->OnStepEnd();
+  if (observer_ != nullptr) {
+    // In this order: what a step taught counts for a sequence that it ended.
+    observer_->OnStepEnd();
+    for (const int64_t id : ended_) observer_->OnSequenceEnd(id);
+  }
+  ended_.clear();
   return absl::OkStatus();
 }
 
@@ -132,7 +137,7 @@ void Engine::Finish(Sequence& sequence, FinishReason reason) {
   kv_.Release(sequence.pages);
   sequences_.erase(id);
   sink_.OnFinish(id, reason);
-  if (observer_ != nullptr) observer_->OnSequenceEnd(id);
+  ended_.push_back(id);
 }
 
 }  // namespace portolan

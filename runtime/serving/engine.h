@@ -76,6 +76,7 @@ class Engine {
   std::map<int64_t, Sequence> sequences_;     // by id; stable addresses
   std::vector<ScheduledSequence> scheduled_;  // the planned step
   std::vector<ForwardSequence> forward_sequences_;
+  std::vector<int64_t> ended_;  // of which the observer is not told yet
   int64_t num_prompt_tokens_ = 0;
   int64_t num_generated_tokens_ = 0;
 };

@@ -1,0 +1,87 @@
+#include "runtime/kernels/bench_kernels.h"
+
+#include <cstdio>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "CLI/CLI.hpp"
+#include "launcher/bench.h"
+#include "launcher/console.h"
+#include "runtime/base/cpu_topology.h"
+
+namespace portolan {
+namespace {
+
+struct BenchKernelsOptions {
+  KernelBenchOptions bench;
+  std::string path;  // empty: all that the CPU has
+  int threads = 0;
+  bool json = false;
+};
+
+nlohmann::ordered_json ToJson(const KernelBenchRow& row) {
+  return {{"name", row.name},
+          {"path", row.path},
+          {"threads", row.num_threads},
+          {"m", row.m},
+          {"gb_s", row.gb_s},
+          {"gflop_s", row.gflop_s},
+          {"percent_of_limit", row.percent_of_limit},
+          {"wrong", row.wrong}};
+}
+
+absl::Status RunBenchKernels(BenchKernelsOptions options) {
+  if (!options.path.empty()) {
+    const auto path = ParseCpuPath(options.path);
+    if (!path.ok()) return path.status();
+    if (!CpuSupports(*path)) {
+      return absl::FailedPreconditionError("--cpu " + options.path +
+                                           ": this CPU has not got it");
+    }
+    options.bench.paths = {*path};
+  }
+  ThreadPlan plan = PlanThreads(AllowedCpus(), options.threads, 0, 1);
+  options.bench.num_threads = plan.num_threads;
+  options.bench.cpus = std::move(plan.cpus);
+  const std::vector<KernelBenchRow> rows = BenchKernels(options.bench);
+  if (!options.json) {
+    std::printf("# %s\n%s", CpuModelName().c_str(),
+                FormatKernelBench(rows).c_str());
+    return absl::OkStatus();
+  }
+  nlohmann::ordered_json json = {{"cpu", CpuModelName()}};
+  for (const KernelBenchRow& row : rows) json["rows"].push_back(ToJson(row));
+  std::printf("%s\n", json.dump(2).c_str());
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+void AddBenchKernelsCommand(CLI::App& bench, int& exit_code) {
+  auto options = std::make_shared<BenchKernelsOptions>();
+  CLI::App* command = bench.add_subcommand(
+      "kernels",
+      "GB/s and GFLOP/s of each kernel beside the machine's own limits");
+  command->add_option("--cpu", options->path,
+                      "Only these kernels: scalar, avx2, avx512 or amx");
+  command->add_option("--threads", options->threads, "Default: all CPUs")
+      ->check(CLI::Range(1, 1024));
+  command->add_option("--outputs", options->bench.n, "Outputs of the matrix")
+      ->capture_default_str()
+      ->check(CLI::Range(16, 1 << 16));
+  command->add_option("--inputs", options->bench.k, "Inputs of the matrix")
+      ->capture_default_str()
+      ->check(CLI::Range(32, 1 << 16));
+  command
+      ->add_option("--seconds", options->bench.seconds_per_row,
+                   "Time for each line")
+      ->capture_default_str()
+      ->check(CLI::Range(0.001, 60.0));
+  command->add_flag("--json", options->json, "Print JSON");
+  command->callback(
+      [options, &exit_code] { exit_code = Report(RunBenchKernels(*options)); });
+}
+
+}  // namespace portolan
