@@ -1,10 +1,9 @@
-#include "runtime/base/bf16.h"
+#include <gtest/gtest.h>
 
 #include <cmath>
 #include <limits>
 
-#include <gtest/gtest.h>
-
+#include "runtime/base/bf16.h"
 #include "runtime/base/fp16.h"
 
 namespace portolan {
@@ -40,7 +39,7 @@ TEST(Fp16Test, RoundsToNearestEvenAndOverflowsToInfinity) {
   EXPECT_EQ(ToFp16(1.0f + 0x3p-11f).bits, 0x3c02);
   EXPECT_EQ(ToFp16(65519.0f).bits, 0x7bff);
   EXPECT_EQ(ToFp16(65520.0f).bits, 0x7c00);
-  EXPECT_EQ(ToFp16(0x1p-25f).bits, 0x0000);      // half of the smallest: to 0
+  EXPECT_EQ(ToFp16(0x1p-25f).bits, 0x0000);  // half of the smallest: to 0
   EXPECT_EQ(ToFp16(0x1.8p-25f).bits, 0x0001);
 }
 

@@ -1,9 +1,9 @@
-#include "runtime/base/thread_pool.h"
+#include <gtest/gtest.h>
 
 #include <atomic>
 #include <vector>
 
-#include <gtest/gtest.h>
+#include "runtime/base/thread_pool.h"
 
 namespace portolan {
 namespace {

@@ -1,6 +1,6 @@
-#include "runtime/base/units.h"
-
 #include <gtest/gtest.h>
+
+#include "runtime/base/units.h"
 
 namespace portolan {
 namespace {
@@ -13,7 +13,8 @@ TEST(UnitsTest, ReadsDecimalAndBinaryUnits) {
 }
 
 TEST(UnitsTest, RefusesWhatIsNoSizeAndQuotesIt) {
-  for (const char* text : {"", "MiB", "12 parsecs", "-1", "1e3", "9999999TiB"}) {
+  for (const char* text :
+       {"", "MiB", "12 parsecs", "-1", "1e3", "9999999TiB"}) {
     const auto bytes = ParseBytes(text);
     ASSERT_FALSE(bytes.ok()) << text;
     EXPECT_NE(bytes.status().message().find(text), std::string::npos);

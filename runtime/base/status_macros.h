@@ -7,14 +7,14 @@
 
 // Early return of errors; Debian 12's Abseil (20220623) has no such macros.
 
-#define PORTOLAN_RETURN_IF_ERROR(expr)                                   \
-  do {                                                                   \
-    if (absl::Status portolan_status = (expr); !portolan_status.ok()) {  \
-      return portolan_status;                                            \
-    }                                                                    \
+#define PORTOLAN_RETURN_IF_ERROR(expr)                                  \
+  do {                                                                  \
+    if (absl::Status portolan_status = (expr); !portolan_status.ok()) { \
+      return portolan_status;                                           \
+    }                                                                   \
   } while (false)
 
-#define PORTOLAN_ASSIGN_OR_RETURN(lhs, expr)                              \
+#define PORTOLAN_ASSIGN_OR_RETURN(lhs, expr)                               \
   PORTOLAN_ASSIGN_OR_RETURN_IMPL_(PORTOLAN_CONCAT_(portolan_r_, __LINE__), \
                                   lhs, expr)
 
