@@ -27,7 +27,7 @@ struct MpiSessionOptions {
 
   // A rank that is busy with something long when a peer is lost is ended after
   // this time, with an error line on stderr. Infinite: never.
-  absl::Duration end_after_loss = absl::Seconds(4);
+  absl::Duration end_after_loss = absl::Seconds(2.5);
 
   // SIGTERM is counted (termination.h), so that a lost peer is still named;
   // a program that does not look at the count itself is ended this long after
