@@ -108,8 +108,7 @@ Future Run::FutureOf(const Node& node) const {
     for (const TraceLayer& layer : step.layers) {
       std::vector<int32_t> experts(layer.experts.begin(), layer.experts.end());
       std::ranges::sort(experts);
-      const auto repeated = std::ranges::unique(experts);
-      experts.erase(repeated.begin(), repeated.end());
+      experts.erase(std::unique(experts.begin(), experts.end()), experts.end());
       std::erase_if(experts, [&](int32_t e) {
         return e < node.first_expert || e >= node.end_expert;
       });

@@ -32,7 +32,7 @@ int64_t CountNeeds(const Trace& trace) {
     for (const TraceLayer& layer : step.layers) {
       std::vector<uint16_t> experts = layer.experts;
       std::ranges::sort(experts);
-      needs += std::ranges::unique(experts).begin() - experts.begin();
+      needs += std::unique(experts.begin(), experts.end()) - experts.begin();
     }
   }
   return needs;

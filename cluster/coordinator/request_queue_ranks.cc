@@ -131,7 +131,8 @@ void RequestQueue::RequeueMissing(RankState& rank,
                                   std::span<const HeldRequest> held,
                                   QueueActions& out) {
   std::vector<int64_t> missing;
-  for (const auto& [seq, serial] : rank.running) {
+  for (const auto& entry : rank.running) {
+    const int64_t seq = entry.first;
     const auto same = [&](const HeldRequest& h) {
       return h.seq == seq && !Resume(rank, h).drop;
     };
@@ -280,7 +281,7 @@ RequestQueue::Fit RequestQueue::Place(Entry& entry, QueueActions& out) {
     const bool fits = rank.info.kv_tokens == 0 || rank.running.empty() ||
                       room.kv_tokens >= request.prompt_tokens;
     if (room.sequences < 1 || !fits) continue;
-    const auto better = [&] {
+    const auto better = [&, &rank = rank] {
       if (room.sequences != best_room.sequences) {
         return room.sequences > best_room.sequences;
       }
