@@ -65,10 +65,11 @@ absl::StatusOr<std::unique_ptr<TokenExchange>> TokenExchange::Create(
   PORTOLAN_RETURN_IF_ERROR(options.Validate());
   PORTOLAN_RETURN_IF_ERROR(CheckOwner(options, owner, transport.world_size()));
   if (RoundTokens(options, transport.world_size()) < 1) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("exchange buffers of ", options.buffer_bytes,
-                     " bytes do not hold one token of each of ",
-                     transport.world_size(), " ranks; allow more"));
+    return absl::InvalidArgumentError(absl::StrCat(
+        "exchange buffers of ", options.buffer_bytes,
+        " bytes do not hold one token of each of ", transport.world_size(),
+        " ranks; allow more by "
+        "--exchange-memory"));
   }
   std::unique_ptr<TokenExchange> exchange(
       new TokenExchange(transport, std::move(options), std::move(owner)));

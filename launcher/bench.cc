@@ -1,5 +1,7 @@
 #include "launcher/bench.h"
 
+#include "CLI/CLI.hpp"
+
 namespace portolan {
 
 void AddBenchCommand(CLI::App& app, int& exit_code) {

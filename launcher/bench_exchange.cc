@@ -10,6 +10,7 @@
 #include "launcher/console.h"
 #include "launcher/job.h"
 #include "runtime/base/status_macros.h"
+#include "runtime/base/units.h"
 
 namespace portolan {
 namespace {
@@ -128,6 +129,27 @@ void AddBenchExchangeCommand(CLI::App& bench, int& exit_code) {
                    "Timed iterations")
       ->capture_default_str()
       ->check(CLI::Range(1, 1000000));
+  command
+      ->add_option_function<std::string>(
+          "--combine",
+          [options](const std::string& mode) {
+            options->config.combine =
+                mode == "reduced" ? CombineMode::kReduced : CombineMode::kExact;
+          },
+          "exact (default) or reduced")
+      ->check(CLI::IsMember({"exact", "reduced"}));
+  command->add_option_function<std::string>(
+      "--exchange-memory",
+      [options](const std::string& text) {
+        const auto bytes = ParseBytes(text);
+        if (!bytes.ok()) {
+          throw CLI::ValidationError("--exchange-memory",
+                                     std::string(bytes.status().message()));
+        }
+        options->config.buffer_bytes = *bytes;
+      },
+      "Memory for buffers of one rank; more tokens travel in rounds "
+      "(default: 256MiB)");
   command->add_flag("--json", options->json, "Print JSON");
   command->callback([options, &exit_code] {
     exit_code = Report(RunWorldOnly(options->world, [&](Transport& transport) {

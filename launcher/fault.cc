@@ -1,6 +1,7 @@
 #include "launcher/fault.h"
 
 #include <csignal>
+#include <cstdio>
 #include <map>
 #include <string>
 #include <utility>
@@ -28,7 +29,9 @@ absl::StatusOr<ExchangePhase> ParsePhase(const std::string& name) {
   return Malformed(name);
 }
 
-void Strike(const std::string& what, std::span<std::byte> outgoing) {
+// Says so first, for whoever measures what comes of it.
+void Strike(Rank rank, const std::string& what, std::span<std::byte> outgoing) {
+  std::fprintf(stderr, "fault: rank %d: %s\n", ToIndex(rank), what.c_str());
   if (what == "corrupt") {
     for (std::byte& byte :
          outgoing.first(std::min<size_t>(outgoing.size(), 16))) {
@@ -62,11 +65,11 @@ absl::StatusOr<PhaseHook> ParseFault(std::string_view text, Rank rank) {
     return Malformed(what);
   }
   if (Rank{struck} != rank) return PhaseHook();
-  return PhaseHook([phase = *phase, step, what,
+  return PhaseHook([phase = *phase, step, rank, what,
                     struck_once = false](const PhaseEvent& event) mutable {
     if (struck_once || event.step != step || event.phase != phase) return;
     struck_once = true;
-    Strike(what, event.outgoing);
+    Strike(rank, what, event.outgoing);
   });
 }
 

@@ -9,6 +9,7 @@
 #include <random>
 #include <utility>
 
+#include "CLI/CLI.hpp"
 #include "absl/strings/str_cat.h"
 #include "launcher/console.h"
 #include "launcher/results.h"
@@ -38,9 +39,44 @@ SamplingParams ResolveSampling(const SamplingWishes& wishes,
   params.top_k = wishes.top_k.value_or(model.top_k.value_or(0));
   params.top_p = wishes.top_p.value_or(model.top_p.value_or(1));
   params.min_p = wishes.min_p.value_or(model.min_p.value_or(0));
-  params.repetition_penalty = model.repetition_penalty.value_or(1);
+  params.repetition_penalty =
+      wishes.repetition_penalty.value_or(model.repetition_penalty.value_or(1));
+  params.presence_penalty = wishes.presence_penalty.value_or(0);
+  params.frequency_penalty = wishes.frequency_penalty.value_or(0);
   params.seed = wishes.seed.value_or(0);
   return params;
+}
+
+absl::Status CheckTokens(std::string_view field,
+                         const std::vector<int32_t>& tokens,
+                         int64_t vocab_size) {
+  for (const int32_t token : tokens) {
+    if (token >= 0 && token < vocab_size) continue;
+    return absl::InvalidArgumentError(
+        absl::StrCat(absl::string_view(field.data(), field.size()), ": token ",
+                     token, " is not in the vocabulary of ", vocab_size));
+  }
+  return absl::OkStatus();
+}
+
+// What can be said of a request before the model is loaded.
+absl::Status CheckRequest(const Request& request, const ModelConfig& config) {
+  PORTOLAN_RETURN_IF_ERROR(ValidateSampling(request.sampling));
+  PORTOLAN_RETURN_IF_ERROR(
+      CheckTokens("prompt_tokens", request.prompt, config.vocab_size));
+  PORTOLAN_RETURN_IF_ERROR(
+      CheckTokens("stop_token_ids", request.stop_tokens, config.vocab_size));
+  const auto length = static_cast<int64_t>(request.prompt.size());
+  if (length == 0) return absl::InvalidArgumentError("the prompt is empty");
+  if (length >= config.max_position) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("the prompt has ", length, " tokens; the model's context ",
+                     "holds ", config.max_position, ", generated ones too"));
+  }
+  if (request.max_tokens < 1) {
+    return absl::InvalidArgumentError("max_tokens must be at least 1");
+  }
+  return absl::OkStatus();
 }
 
 absl::StatusOr<PreparedPrompt> Prepare(const Prompt& prompt, int64_t index,
@@ -50,12 +86,21 @@ absl::StatusOr<PreparedPrompt> Prepare(const Prompt& prompt, int64_t index,
   PreparedPrompt prepared;
   prepared.id = prompt.id;
   prepared.stops = wishes.stop.value_or(std::vector<std::string>());
+  for (const std::string& stop : prepared.stops) {
+    if (stop.empty()) {
+      return absl::InvalidArgumentError("stop: a text must not be empty");
+    }
+  }
   Request& request = prepared.request;
   request.id = index;
   request.sampling = ResolveSampling(wishes, model.config.generation);
-  PORTOLAN_RETURN_IF_ERROR(ValidateSampling(request.sampling));
   request.max_tokens = wishes.max_tokens.value_or(model.config.max_position);
-  if (!options.ignore_eos) request.stop_tokens = model.config.eos_ids;
+  request.stop_tokens = wishes.stop_token_ids.value_or(std::vector<int32_t>());
+  if (!wishes.ignore_eos.value_or(false)) {
+    request.stop_tokens.insert(request.stop_tokens.end(),
+                               model.config.eos_ids.begin(),
+                               model.config.eos_ids.end());
+  }
   if (prompt.tokens.has_value()) {
     request.prompt = *prompt.tokens;
   } else {
@@ -63,13 +108,7 @@ absl::StatusOr<PreparedPrompt> Prepare(const Prompt& prompt, int64_t index,
         request.prompt,
         model.tokenizer->Encode(prompt.text, /*add_special_tokens=*/true));
   }
-  for (const int32_t token : request.prompt) {
-    if (token < 0 || token >= model.config.vocab_size) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("token ", token, " is not in the vocabulary of ",
-                       model.config.vocab_size));
-    }
-  }
+  PORTOLAN_RETURN_IF_ERROR(CheckRequest(request, model.config));
   return prepared;
 }
 
@@ -82,9 +121,9 @@ absl::StatusOr<std::vector<PreparedPrompt>> PrepareAll(
     absl::StatusOr<PreparedPrompt> one =
         Prepare(prompts[i], static_cast<int64_t>(i), options, model);
     if (!one.ok()) {
-      return absl::Status(one.status().code(),
-                          absl::StrCat("prompt \"", prompts[i].id,
-                                       "\": ", one.status().message()));
+      return absl::Status(
+          one.status().code(),
+          absl::StrCat(prompts[i].where, ": ", one.status().message()));
     }
     prepared.push_back(*std::move(one));
   }
@@ -271,6 +310,7 @@ absl::StatusOr<std::vector<Prompt>> CollectPrompts(
   if (!options.prompts_file.empty()) return ReadPrompts(options.prompts_file);
   Prompt prompt;
   prompt.id = "0";
+  prompt.where = "--prompt";
   prompt.text = *options.prompt;
   return std::vector<Prompt>{prompt};
 }
@@ -278,6 +318,7 @@ absl::StatusOr<std::vector<Prompt>> CollectPrompts(
 absl::Status RunGenerate(GenerateOptions options) {
   // Equal prompts without a seed of their own sample equally on every rank.
   if (!options.wishes.seed.has_value()) options.wishes.seed = 0;
+  PORTOLAN_RETURN_IF_ERROR(CheckCanWrite("--stats", options.stats_file));
   PORTOLAN_ASSIGN_OR_RETURN(const std::vector<Prompt> prompts,
                             CollectPrompts(options));
   return RunJob(
@@ -305,8 +346,6 @@ void AddGenerateCommand(CLI::App& app, int& exit_code) {
                     "JSONL file: {\"id\",\"prompt\", sampling fields} a line");
   input->require_option(1);
   AddSamplingOptions(*command, options->wishes);
-  command->add_flag("--ignore-eos", options->ignore_eos,
-                    "Go on past the end-of-text tokens");
   command
       ->add_option_function<std::string>(
           "--format",

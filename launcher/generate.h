@@ -4,9 +4,12 @@
 #include <string>
 #include <vector>
 
-#include "CLI/App.hpp"
 #include "launcher/options.h"
 #include "launcher/prompts.h"
+
+namespace CLI {
+class App;
+}  // namespace CLI
 
 namespace portolan {
 
@@ -16,7 +19,6 @@ struct GenerateOptions {
   std::optional<std::string> prompt;
   std::string prompts_file;
   SamplingWishes wishes;
-  bool ignore_eos = false;
   bool jsonl = false;
   std::string stats_file;
 };

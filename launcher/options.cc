@@ -1,6 +1,9 @@
 #include "launcher/options.h"
 
+#include <unistd.h>
+
 #include <cstdlib>
+#include <filesystem>
 #include <functional>
 #include <string_view>
 
@@ -8,6 +11,10 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
+#include "experts/link_model.h"
+#include "experts/memory_budget.h"
+#include "experts/policies.h"
+#include "runtime/base/status_macros.h"
 #include "runtime/base/units.h"
 
 namespace portolan {
@@ -147,7 +154,39 @@ absl::Status JobOptions::Validate() const {
         absl::StrCat("--cpu ", std::string(CpuPathName(*cpu_path)),
                      ": this CPU has not got it; see --version"));
   }
+  PORTOLAN_RETURN_IF_ERROR(CheckPolicyName(policy));
+  // The sizes of a budget are checked when the experts' are known.
+  PORTOLAN_RETURN_IF_ERROR(PlanExpertMemory(expert_memory, 0, 1).status());
+  if (!expert_link.empty()) {
+    PORTOLAN_RETURN_IF_ERROR(ParseLinkSpec(expert_link).status());
+  }
+  PORTOLAN_RETURN_IF_ERROR(CheckCanWrite("--trace", trace_file));
+  PORTOLAN_RETURN_IF_ERROR(CheckCanWrite("--history", history_file));
   return WorldOptions::Validate();
+}
+
+absl::Status CheckCanWrite(std::string_view flag, const std::string& path) {
+  if (path.empty()) return absl::OkStatus();
+  const auto refuse = [&](absl::StatusCode code, const char* why) {
+    return absl::Status(
+        code, absl::StrCat(absl::string_view(flag.data(), flag.size()),
+                           ": cannot write ", path, ": ", why));
+  };
+  const std::filesystem::path file(path);
+  const std::string folder =
+      file.has_parent_path() ? file.parent_path().string() : ".";
+  std::error_code ignored;
+  if (std::filesystem::is_directory(file, ignored)) {
+    return refuse(absl::StatusCode::kInvalidArgument, "it is a directory");
+  }
+  if (!std::filesystem::is_directory(folder, ignored)) {
+    return refuse(absl::StatusCode::kNotFound, "there is no such directory");
+  }
+  const bool exists = std::filesystem::exists(file, ignored);
+  if (access(exists ? path.c_str() : folder.c_str(), W_OK) != 0) {
+    return refuse(absl::StatusCode::kPermissionDenied, "permission denied");
+  }
+  return absl::OkStatus();
 }
 
 void AddWorldOptions(CLI::App& command, WorldOptions& options) {
@@ -198,10 +237,23 @@ void AddSamplingOptions(CLI::App& command, SamplingWishes& wishes) {
       "Keep the likeliest tokens that make up this probability");
   Add(command, "--min-p", wishes.min_p,
       "Drop tokens less likely than this share of the likeliest");
+  Add(command, "--repetition-penalty", wishes.repetition_penalty,
+      "Above 1: tokens of prompt and answer become less likely again");
+  Add(command, "--presence-penalty", wishes.presence_penalty,
+      "Taken from the logit of a token that the answer has already");
+  Add(command, "--frequency-penalty", wishes.frequency_penalty,
+      "As --presence-penalty, for every time that the answer has it");
   Add(command, "--seed", wishes.seed,
-      "Seed of every prompt without one of its own (default: 0)");
+      "Seed of every prompt without one of its own (default: 0)")
+      ->check(CLI::NonNegativeNumber);
   Add(command, "--stop", wishes.stop,
       "End before this text; may be given several times");
+  Add(command, "--stop-token-ids", wishes.stop_token_ids,
+      "End after one of these tokens, beside the model's own");
+  WithEnvironment(command.add_flag_callback(
+                      "--ignore-eos", [&wishes] { wishes.ignore_eos = true; },
+                      "Go on past the end-of-text tokens"),
+                  "--ignore-eos");
 }
 
 }  // namespace portolan

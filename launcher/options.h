@@ -4,14 +4,22 @@
 #include <optional>
 #include <string>
 
-#include "CLI/App.hpp"
 #include "absl/status/status.h"
 #include "comm/token_exchange.h"
 #include "launcher/prompts.h"
 #include "runtime/kernels/activation.h"
 #include "runtime/kernels/cpu_path.h"
 
+namespace CLI {
+class App;
+}  // namespace CLI
+
 namespace portolan {
+
+// Looks before a long wait whether a file can be written at its end; an empty
+// path is a file that nobody asked for.
+// Errors: kNotFound, kPermissionDenied naming flag and path.
+absl::Status CheckCanWrite(std::string_view flag, const std::string& path);
 
 // Which ranks there are and how they talk.
 struct WorldOptions {

@@ -5,6 +5,7 @@
 #include "launcher/console.h"
 #include "launcher/generate.h"
 #include "launcher/replay.h"
+#include "launcher/usage.h"
 #include "launcher/version.h"
 
 int main(int argc, char** argv) {
@@ -16,6 +17,7 @@ int main(int argc, char** argv) {
   app.set_version_flag("--version", portolan::VersionText());
   app.require_subcommand(1);
   app.fallthrough();
+  app.allow_config_extras(CLI::config_extras_mode::error);
 
   int exit_code = portolan::kExitDone;
   portolan::AddGenerateCommand(app, exit_code);
@@ -25,7 +27,7 @@ int main(int argc, char** argv) {
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? portolan::kExitDone : portolan::kExitUsage;
+    return portolan::ReportUsage(app, error);
   }
   return exit_code;
 }

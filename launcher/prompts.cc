@@ -1,6 +1,10 @@
 #include "launcher/prompts.h"
 
+#include <concepts>
+#include <filesystem>
 #include <fstream>
+#include <functional>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <sstream>
 #include <utility>
@@ -8,106 +12,153 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "runtime/base/status_macros.h"
+#include "runtime/model/checkpoint/strict_json.h"
 
 namespace portolan {
 namespace {
 
 using Json = nlohmann::json;
 
-absl::Status WrongType(std::string_view key, std::string_view wanted) {
-  return absl::InvalidArgumentError(
-      absl::StrCat("field \"", key.data(), "\" must be ", wanted.data()));
+absl::Status WrongType(std::string_view wanted) {
+  return absl::InvalidArgumentError(absl::StrCat(
+      "must be ", absl::string_view(wanted.data(), wanted.size())));
 }
 
-absl::Status Take(const Json& value, const char* key,
-                  std::optional<double>& out) {
-  if (!value.is_number()) return WrongType(key, "a number");
+// Take(): the value of a field, or what it must be.
+
+absl::Status Take(const Json& value, double& out) {
+  if (!value.is_number()) return WrongType("a number");
   out = value.get<double>();
   return absl::OkStatus();
 }
 
-template <typename Integer>
-absl::Status TakeInteger(const Json& value, const char* key,
-                         std::optional<Integer>& out) {
+absl::Status Take(const Json& value, bool& out) {
+  if (!value.is_boolean()) return WrongType("true or false");
+  out = value.get<bool>();
+  return absl::OkStatus();
+}
+
+template <std::integral Integer>
+absl::Status Take(const Json& value, Integer& out) {
   const bool fits = value.is_number_integer() &&
                     (value.is_number_unsigned()
                          ? std::in_range<Integer>(value.get<uint64_t>())
                          : std::in_range<Integer>(value.get<int64_t>()));
-  if (!fits) return WrongType(key, "an integer in range");
+  if (!fits) return WrongType("an integer in range");
   out = value.get<Integer>();
   return absl::OkStatus();
 }
 
-absl::Status TakeStops(const Json& value,
-                       std::optional<std::vector<std::string>>& out) {
-  std::vector<std::string> stops;
-  const Json list = value.is_string() ? Json::array({value}) : value;
-  if (!list.is_array()) return WrongType("stop", "a string or a list of them");
-  for (const Json& stop : list) {
-    if (!stop.is_string())
-      return WrongType("stop", "a string or a list of them");
-    stops.push_back(stop.get<std::string>());
-  }
-  out = std::move(stops);
+absl::Status Take(const Json& value, std::string& out) {
+  if (!value.is_string()) return WrongType("a string");
+  out = value.get<std::string>();
   return absl::OkStatus();
 }
 
-absl::Status TakeTokens(const Json& value,
-                        std::optional<std::vector<int32_t>>& out) {
-  if (!value.is_array()) return WrongType("prompt_tokens", "a list of ids");
-  std::vector<int32_t> tokens;
+template <typename T>
+absl::Status Take(const Json& value, std::vector<T>& out) {
+  if (!value.is_array()) return WrongType("a list");
   for (const Json& item : value) {
-    std::optional<int32_t> token;
-    PORTOLAN_RETURN_IF_ERROR(TakeInteger(item, "prompt_tokens", token));
-    tokens.push_back(*token);
+    T taken{};
+    if (absl::Status status = Take(item, taken); !status.ok()) {
+      return WrongType(
+          absl::StrCat("a list, and item ", out.size(), " ", status.message()));
+    }
+    out.push_back(std::move(taken));
   }
-  out = std::move(tokens);
   return absl::OkStatus();
 }
 
-absl::Status TakeField(const std::string& key, const Json& value,
-                       Prompt& prompt) {
-  SamplingWishes& wishes = prompt.wishes;
-  if (key == "id") {
-    if (!value.is_string() && !value.is_number_integer()) {
-      return WrongType(key, "a string or an integer");
-    }
-    prompt.id = value.is_string() ? value.get<std::string>() : value.dump();
-    return absl::OkStatus();
+absl::Status TakeId(const Json& value, Prompt& prompt) {
+  if (!value.is_string() && !value.is_number_integer()) {
+    return WrongType("a string or an integer");
   }
-  if (key == "prompt") {
-    if (!value.is_string()) return WrongType(key, "a string");
-    prompt.text = value.get<std::string>();
-    return absl::OkStatus();
-  }
-  if (key == "prompt_tokens") return TakeTokens(value, prompt.tokens);
-  if (key == "max_tokens")
-    return TakeInteger(value, "max_tokens", wishes.max_tokens);
-  if (key == "top_k") return TakeInteger(value, "top_k", wishes.top_k);
-  if (key == "seed") return TakeInteger(value, "seed", wishes.seed);
-  if (key == "temperature")
-    return Take(value, "temperature", wishes.temperature);
-  if (key == "top_p") return Take(value, "top_p", wishes.top_p);
-  if (key == "min_p") return Take(value, "min_p", wishes.min_p);
-  if (key == "stop") return TakeStops(value, wishes.stop);
-  return absl::OkStatus();  // other fields are the user's own (a domain, ...)
+  prompt.id = value.is_string() ? value.get<std::string>() : value.dump();
+  return absl::OkStatus();
 }
 
-absl::StatusOr<Prompt> ParsePrompt(const std::string& line) {
-  const Json object = Json::parse(line, nullptr, /*allow_exceptions=*/false);
-  if (object.is_discarded()) {
-    return absl::InvalidArgumentError("not a JSON object");
-  }
-  if (!object.is_object()) {
-    return absl::InvalidArgumentError("not a JSON object");
-  }
+absl::Status TakeStops(const Json& value, Prompt& prompt) {
+  std::vector<std::string> stops;
+  PORTOLAN_RETURN_IF_ERROR(
+      Take(value.is_string() ? Json::array({value}) : value, stops));
+  prompt.wishes.stop = std::move(stops);
+  return absl::OkStatus();
+}
+
+absl::Status TakeTokens(const Json& value, Prompt& prompt) {
+  return Take(value, prompt.tokens.emplace());
+}
+
+// The one field that is there for clients of other programs.
+absl::Status TakeNumber(const Json& value, Prompt&) {
+  return value == 1 ? absl::OkStatus() : WrongType("1: one answer a prompt");
+}
+
+using Reader = std::function<absl::Status(const Json&, Prompt&)>;
+
+template <typename T>
+Reader Wish(std::optional<T> SamplingWishes::*wish) {
+  return [wish](const Json& value, Prompt& prompt) {
+    return Take(value, (prompt.wishes.*wish).emplace());
+  };
+}
+
+Reader Label() {
+  return [](const Json&, Prompt&) { return absl::OkStatus(); };
+}
+
+const std::map<std::string, Reader>& Readers() {
+  using W = SamplingWishes;
+  static const std::map<std::string, Reader> readers = {
+      {"id", TakeId},
+      {"prompt",
+       [](const Json& value, Prompt& p) { return Take(value, p.text); }},
+      {"prompt_tokens", TakeTokens},
+      {"domain", Label()},
+      {"metadata", Label()},
+      {"n", TakeNumber},
+      {"max_tokens", Wish(&W::max_tokens)},
+      {"temperature", Wish(&W::temperature)},
+      {"top_k", Wish(&W::top_k)},
+      {"top_p", Wish(&W::top_p)},
+      {"min_p", Wish(&W::min_p)},
+      {"seed", Wish(&W::seed)},
+      {"stop", TakeStops},
+      {"stop_token_ids", Wish(&W::stop_token_ids)},
+      {"ignore_eos", Wish(&W::ignore_eos)},
+      {"repetition_penalty", Wish(&W::repetition_penalty)},
+      {"presence_penalty", Wish(&W::presence_penalty)},
+      {"frequency_penalty", Wish(&W::frequency_penalty)}};
+  return readers;
+}
+
+absl::Status FieldError(const std::string& where, const std::string& field,
+                        std::string_view what) {
+  return absl::InvalidArgumentError(
+      absl::StrCat(where, ": field \"", field, "\" ",
+                   absl::string_view(what.data(), what.size())));
+}
+
+absl::StatusOr<Prompt> ParsePrompt(const std::string& line,
+                                   const std::string& where) {
+  PORTOLAN_ASSIGN_OR_RETURN(const Json object, ParseJsonObject(where, line));
   Prompt prompt;
+  prompt.where = where;
   for (const auto& [key, value] : object.items()) {
-    PORTOLAN_RETURN_IF_ERROR(TakeField(key, value, prompt));
+    const auto reader = Readers().find(key);
+    if (reader == Readers().end()) {
+      return FieldError(where, key,
+                        "is not known; a label of your own goes into "
+                        "\"metadata\"");
+    }
+    if (absl::Status status = reader->second(value, prompt); !status.ok()) {
+      return FieldError(where, key, std::string(status.message()));
+    }
   }
-  if (!object.contains("prompt") && !prompt.tokens.has_value()) {
-    return absl::InvalidArgumentError(
-        "field \"prompt\" (or \"prompt_tokens\") is missing");
+  if (object.contains("prompt") == prompt.tokens.has_value()) {
+    return FieldError(where, prompt.tokens ? "prompt_tokens" : "prompt",
+                      prompt.tokens ? "and \"prompt\" exclude each other"
+                                    : "(or \"prompt_tokens\") is missing");
   }
   return prompt;
 }
@@ -116,23 +167,27 @@ absl::StatusOr<Prompt> ParsePrompt(const std::string& line) {
 
 absl::StatusOr<std::vector<Prompt>> ParsePrompts(std::string_view jsonl,
                                                  std::string_view name) {
+  const absl::string_view file(name.data(), name.size());
   std::vector<Prompt> prompts;
+  std::map<std::string, int64_t> line_of_id;
   std::istringstream lines{std::string(jsonl)};
   std::string line;
   for (int64_t number = 1; std::getline(lines, line); ++number) {
     if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
-    absl::StatusOr<Prompt> prompt = ParsePrompt(line);
-    if (!prompt.ok()) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(absl::string_view(name.data(), name.size()), ", line ",
-                       number, ": ", prompt.status().message()));
+    PORTOLAN_ASSIGN_OR_RETURN(
+        Prompt prompt,
+        ParsePrompt(line, absl::StrCat(file, ", line ", number)));
+    if (prompt.id.empty()) prompt.id = std::to_string(prompts.size());
+    const auto [other, is_new] = line_of_id.emplace(prompt.id, number);
+    if (!is_new) {
+      return FieldError(prompt.where, "id",
+                        absl::StrCat("\"", prompt.id, "\" is that of line ",
+                                     other->second, ", too"));
     }
-    if (prompt->id.empty()) prompt->id = std::to_string(prompts.size());
-    prompts.push_back(*std::move(prompt));
+    prompts.push_back(std::move(prompt));
   }
   if (prompts.empty()) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        absl::string_view(name.data(), name.size()), " holds no prompt"));
+    return absl::InvalidArgumentError(absl::StrCat(file, " holds no prompt"));
   }
   return prompts;
 }
@@ -141,6 +196,10 @@ absl::StatusOr<std::vector<Prompt>> ReadPrompts(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
   if (!file) {
     return absl::NotFoundError(absl::StrCat("--prompts: cannot open ", path));
+  }
+  if (std::filesystem::is_directory(path)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--prompts: ", path, " is a directory"));
   }
   std::ostringstream text;
   text << file.rdbuf();
@@ -160,6 +219,11 @@ SamplingWishes Merge(const SamplingWishes& wishes,
   fill(merged.min_p, defaults.min_p);
   fill(merged.seed, defaults.seed);
   fill(merged.stop, defaults.stop);
+  fill(merged.stop_token_ids, defaults.stop_token_ids);
+  fill(merged.ignore_eos, defaults.ignore_eos);
+  fill(merged.repetition_penalty, defaults.repetition_penalty);
+  fill(merged.presence_penalty, defaults.presence_penalty);
+  fill(merged.frequency_penalty, defaults.frequency_penalty);
   return merged;
 }
 

@@ -20,19 +20,26 @@ struct SamplingWishes {
   std::optional<double> min_p;
   std::optional<uint64_t> seed;
   std::optional<std::vector<std::string>> stop;
+  std::optional<std::vector<int32_t>> stop_token_ids;  // beside the model's
+  std::optional<bool> ignore_eos;
+  std::optional<double> repetition_penalty;
+  std::optional<double> presence_penalty;
+  std::optional<double> frequency_penalty;
 };
 
 // One line of a --prompts file.
 struct Prompt {
   std::string id;
+  std::string where;  // for errors: "prompts.jsonl, line 3"
   std::string text;
   std::optional<std::vector<int32_t>> tokens;  // instead of text
   SamplingWishes wishes;
 };
 
 // Reads a JSONL file: one object a line with "prompt" or "prompt_tokens", and
-// optionally "id" (default: the line's number from 0) and the fields of
-// SamplingWishes.
+// optionally "id" (its own; default: how many prompts come before it), the
+// fields of SamplingWishes, and labels that change nothing ("domain",
+// "metadata"). Any other field is refused, for it may be a wish misspelt.
 // Errors: kNotFound, kInvalidArgument naming file, line and field.
 absl::StatusOr<std::vector<Prompt>> ReadPrompts(const std::string& path);
 

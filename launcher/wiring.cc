@@ -72,12 +72,17 @@ PackIdentity PackIdentityOf(const Model& model) {
 
 // Room for --batch sequences of the model's whole context, or of 4096 positions
 // where the context is longer; at least for one whole context.
-int32_t NumKvPages(const JobOptions& options, const ModelConfig& config,
-                   int64_t page_bytes) {
+// Errors: kInvalidArgument naming the minimum.
+absl::StatusOr<int32_t> NumKvPages(const JobOptions& options,
+                                   const ModelConfig& config,
+                                   int64_t page_bytes) {
   if (options.kv_memory_bytes > 0) {
     const int64_t bytes = page_bytes * config.num_layers;
-    return static_cast<int32_t>(
-        std::max<int64_t>(1, options.kv_memory_bytes / bytes));
+    const int64_t pages = options.kv_memory_bytes / bytes;
+    if (pages >= 1) return static_cast<int32_t>(pages);
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--kv-memory ", options.kv_memory_bytes, " holds no page of ",
+        kPageTokens, " tokens; write ", bytes, " or more"));
   }
   constexpr int64_t kUsualContext = 4096;
   const int64_t tokens =
@@ -319,10 +324,11 @@ absl::Status RankRuntime::WireEngine(TokenSink& sink) {
   const KvLayout layout{.num_kv_heads = config.num_kv_heads,
                         .head_dim = config.head_dim,
                         .dtype = options_.activations};
-  const KvCache::Options kv{
-      .num_layers = config.num_layers,
-      .page_bytes = layout.PageBytes(),
-      .num_pages = NumKvPages(options_, config, layout.PageBytes())};
+  PORTOLAN_ASSIGN_OR_RETURN(const int32_t num_pages,
+                            NumKvPages(options_, config, layout.PageBytes()));
+  const KvCache::Options kv{.num_layers = config.num_layers,
+                            .page_bytes = layout.PageBytes(),
+                            .num_pages = num_pages};
   PORTOLAN_ASSIGN_OR_RETURN(KvCache cache, KvCache::Create(kv));
   kv_ = std::make_unique<KvCache>(std::move(cache));
   const ForwardPass::Options forward{

@@ -27,6 +27,27 @@ TEST(PromptsTest, ReadsTextTokensAndWishes) {
   EXPECT_EQ((*prompts)[1].wishes.seed, ~uint64_t{0});
 }
 
+TEST(PromptsTest, EveryWishIsRead) {
+  const auto prompts = ParsePrompts(
+      R"({"prompt":"a","n":1,"metadata":{"mine":[1]},"top_k":4,"min_p":0.25,)"
+      R"("stop":["x","y"],"stop_token_ids":[7,8],"ignore_eos":true,)"
+      R"("repetition_penalty":1.5,"presence_penalty":-1,)"
+      R"("frequency_penalty":0.5})",
+      "p.jsonl");
+
+  ASSERT_TRUE(prompts.ok()) << prompts.status();
+  const Prompt& prompt = prompts->front();
+  EXPECT_EQ(prompt.where, "p.jsonl, line 1");
+  EXPECT_EQ(prompt.wishes.top_k, 4);
+  EXPECT_EQ(prompt.wishes.min_p, 0.25);
+  EXPECT_THAT(*prompt.wishes.stop, ElementsAre("x", "y"));
+  EXPECT_THAT(*prompt.wishes.stop_token_ids, ElementsAre(7, 8));
+  EXPECT_EQ(prompt.wishes.ignore_eos, true);
+  EXPECT_EQ(prompt.wishes.repetition_penalty, 1.5);
+  EXPECT_EQ(prompt.wishes.presence_penalty, -1);
+  EXPECT_EQ(prompt.wishes.frequency_penalty, 0.5);
+}
+
 TEST(PromptsTest, ErrorsNameFileLineAndField) {
   const struct {
     const char* text;
@@ -41,6 +62,13 @@ TEST(PromptsTest, ErrorsNameFileLineAndField) {
       {"{\"prompt\":\"a\",\"seed\":-1}", "\"seed\""},
       {"{\"prompt\":\"a\",\"stop\":[1]}", "\"stop\""},
       {"{\"prompt_tokens\":[1,\"b\"]}", "\"prompt_tokens\""},
+      {"{\"prompt\":\"a\",\"prompt_tokens\":[1]}", "exclude each other"},
+      {"{\"prompt\":\"a\",\"ignore_eos\":1}", "\"ignore_eos\""},
+      {"{\"prompt\":\"a\",\"stop_token_ids\":3}", "\"stop_token_ids\""},
+      {"{\"prompt\":\"a\",\"n\":2}", "\"n\""},
+      {"{\"prompt\":\"a\",\"temprature\":2}", "\"temprature\" is not known"},
+      {"{\"prompt\":\"a\"}\n\n{\"prompt\":\"b\",\"id\":0}",
+       "line 3: field \"id\" \"0\" is that of line 1"},
       {"\n", "no prompt"}};
   for (const auto& bad : cases) {
     const auto prompts = ParsePrompts(bad.text, "p.jsonl");

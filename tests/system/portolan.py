@@ -19,7 +19,8 @@ def run(command, env=None, timeout=120):
     full_env = dict(os.environ)
     full_env.update(env or {})
     return subprocess.run([str(part) for part in command], env=full_env,
-                          timeout=timeout, capture_output=True, text=True)
+                          timeout=timeout, capture_output=True, text=True,
+                          errors="replace")
 
 
 def generate(build, prompts, arguments, mpi_ranks=None, env=None, timeout=120):

@@ -1,0 +1,314 @@
+"""Whatever a user gets wrong ends in one line `error: ...` and exit code 1 or
+2, before the long wait where that can be: never a crash, never silence."""
+
+import contextlib
+import json
+import os
+import pathlib
+import shutil
+import struct
+import sys
+import tempfile
+import unittest
+
+import portolan
+
+BUILD = None
+
+
+def run(arguments, env=None):
+    return portolan.run([portolan.program(BUILD), *arguments], env=env,
+                        timeout=60)
+
+
+def read_header(path):
+    data = path.read_bytes()
+    size = struct.unpack("<Q", data[:8])[0]
+    return json.loads(data[8:8 + size]), data[8 + size:]
+
+
+def write_header(path, header, data):
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+
+
+class HostileTest(unittest.TestCase):
+    def setUp(self):
+        self.directory = pathlib.Path(
+            self.enterContext(tempfile.TemporaryDirectory()))
+
+    def enterContext(self, context):  # unittest has it from 3.11 on
+        value = context.__enter__()
+        self.addCleanup(context.__exit__, None, None, None)
+        return value
+
+    @contextlib.contextmanager
+    def broken_model(self):
+        """A copy of the bundled model to damage."""
+        model = self.directory / "model"
+        shutil.copytree(portolan.MODEL, model)
+        try:
+            yield model
+        finally:
+            shutil.rmtree(model)
+
+    def refuses(self, arguments, *wanted, codes=(1, 2), env=None):
+        with self.subTest(arguments=[str(a) for a in arguments]):
+            done = run(arguments, env)
+            self.assertIn(done.returncode, codes, done.stderr)
+            self.assertEqual(done.stdout, "")
+            errors = [line for line in done.stderr.splitlines()
+                      if line.startswith("error: ")]
+            self.assertEqual(len(errors), 1, done.stderr)
+            for part in wanted:
+                self.assertIn(part, errors[0])
+
+    def generate(self, *arguments, model=portolan.MODEL):
+        return ["generate", "--model", model, "--max-tokens", "2", *arguments]
+
+    def refuses_prompt(self, flags, *wanted, **options):
+        self.refuses(self.generate("--prompt", "hi", *flags), *wanted,
+                     **options)
+
+    def refuses_file(self, text, *wanted):
+        path = self.directory / "prompts.jsonl"
+        path.write_bytes(text.encode() if isinstance(text, str) else text)
+        self.refuses(self.generate("--prompts", path), "prompts.jsonl",
+                     *wanted)
+
+    def refuses_model(self, damage, *wanted):
+        with self.broken_model() as model:
+            damage(model)
+            self.refuses(self.generate("--prompt", "hi", model=model), *wanted,
+                         codes=(1,))
+
+    def test_wrong_usage_is_one_line_and_exit_code_2(self):
+        for arguments, wanted in (
+                ([], "ubcommand"),
+                (["sing"], "sing"),
+                (["generate"], "--model"),
+                (["generate", "--prompt", "x"], "--model"),
+                (self.generate(), "--prompt"),
+                (self.generate("--prompt", "x", "--prompts", "y"), "--prompt"),
+                (self.generate("--prompt", "x", "--wings"), "--wings"),
+                (self.generate("--prompt"), "--prompt"),
+                (self.generate("--prompt", "x", "stray"), "stray"),
+                (["bench"], "ubcommand"),
+                (["bench", "model"], "--model"),
+                (["replay"], "--")):
+            self.refuses(arguments, wanted, codes=(2,))
+
+    def test_values_out_of_range_name_the_flag(self):
+        for flag, value in (
+                ("--ranks", "300"), ("--ranks", "0"), ("--ranks", "two"),
+                ("--threads", "-1"), ("--batch", "0"), ("--batch", "1e9"),
+                ("--max-tokens", "0"), ("--temperature", "warm"),
+                ("--temperature", "-1"), ("--temperature", "nan"),
+                ("--top-k", "-3"), ("--top-p", "0"), ("--top-p", "7"),
+                ("--min-p", "2"), ("--seed", "-1"), ("--seed", "x"),
+                ("--tokens-per-step", "0"), ("--transport", "pigeon"),
+                ("--combine", "maybe"), ("--activations", "int3"),
+                ("--cpu", "z80"), ("--format", "xml"),
+                ("--expert-memory", "1"), ("--expert-memory", "some"),
+                ("--expert-memory", "-5"), ("--expert-memory", "0%"),
+                ("--expert-memory", "1000%"), ("--policy", "astrology"),
+                ("--expert-link", "slow"), ("--kv-memory", "1"),
+                ("--kv-memory", "much"), ("--exchange-memory", "1"),
+                ("--step-timeout", "-1"), ("--liveness-timeout", "0"),
+                ("--repetition-penalty", "0")):
+            wanted = flag if flag not in (
+                "--temperature", "--top-k", "--top-p", "--min-p",
+                "--repetition-penalty") else flag[2:].replace("-", "_")
+            if value in ("warm",):
+                wanted = flag
+            self.refuses_prompt([flag, value], wanted)
+
+    def test_values_from_the_environment_are_checked_alike(self):
+        self.refuses_prompt([], "--ranks", codes=(2,),
+                            env={"PORTOLAN_RANKS": "300"})
+        self.refuses_prompt([], "z80", codes=(2,), env={"PORTOLAN_CPU": "z80"})
+
+    def test_flags_that_contradict_each_other(self):
+        self.refuses_prompt(["--ranks", "2", "--transport", "mpi"],
+                            "--transport")
+        self.refuses_prompt(["--activations", "f32", "--cpu", "avx2"],
+                            "--activations")
+
+    def test_files_that_cannot_be_read_or_written(self):
+        nowhere = self.directory / "no" / "file"
+        for flag in ("--stats", "--trace", "--history"):
+            self.refuses_prompt([flag, nowhere], str(nowhere))
+        self.refuses_prompt(["--config", nowhere], str(nowhere))
+        self.refuses(self.generate("--prompts", nowhere), str(nowhere))
+        self.refuses(self.generate("--prompts", self.directory),
+                     "is a directory")
+        self.refuses(self.generate("--prompt", "hi", model=nowhere),
+                     str(nowhere))
+        config = self.directory / "config.toml"
+        config.write_text("[generate]\nwings = 2\n")
+        self.refuses_prompt(["--config", config], "wings")
+
+    def test_prompt_files_name_line_and_field(self):
+        self.refuses_file("", "no prompt")
+        self.refuses_file("\n\n", "no prompt")
+        self.refuses_file("{\"prompt\":\"a\"}\nnot json", "line 2")
+        self.refuses_file("{\"prompt\":\"a\"}\n{\"prompt\":", "line 2")
+        self.refuses_file("[]", "line 1")
+        self.refuses_file("{\"id\":\"a\"}", "\"prompt\"")
+        self.refuses_file("{\"prompt\":\"a\",\"prompt_tokens\":[1]}",
+                          "\"prompt_tokens\"")
+        self.refuses_file("{\"prompt\":\"a\",\"max_token\":3}",
+                          "\"max_token\"")
+        self.refuses_file("{\"prompt\":\"a\",\"n\":2}", "\"n\"")
+        self.refuses_file("{\"prompt\":\"a\",\"temperature\":-1}",
+                          "temperature")
+        self.refuses_file("{\"prompt\":\"a\",\"max_tokens\":0}", "max_tokens")
+        self.refuses_file("{\"prompt_tokens\":[]}", "empty")
+        self.refuses_file("{\"prompt_tokens\":[999999]}", "999999")
+        self.refuses_file("{\"prompt_tokens\":[-1]}", "-1")
+        self.refuses_file("{\"prompt\":\"a\",\"stop_token_ids\":[999999]}",
+                          "stop_token_ids")
+        self.refuses_file("{\"prompt\":\"a\",\"stop\":\"\"}", "stop")
+        self.refuses_file(
+            "{\"id\":\"a\",\"prompt\":\"x\"}\n{\"id\":\"a\",\"prompt\":\"y\"}",
+            "line 2", "\"a\"")
+        self.refuses_file(b"{\"prompt\":\"\xff\xfe\"}", "line 1")
+        self.refuses_file("{\"prompt\":" + "[" * 100000, "line 1")
+        self.refuses_file(json.dumps({"prompt_tokens": [5] * 600}), "600")
+
+    def test_config_json(self):
+        def text(contents):
+            return lambda model: (model / "config.json").write_text(contents)
+
+        def change(**fields):
+            def damage(model):
+                path = model / "config.json"
+                config = json.loads(path.read_text())
+                config.update(fields)
+                path.write_text(json.dumps(
+                    {k: v for k, v in config.items() if v is not None}))
+            return damage
+
+        self.refuses_model(lambda m: (m / "config.json").unlink(),
+                           "config.json")
+        self.refuses_model(text(""), "config.json")
+        self.refuses_model(text("{"), "config.json")
+        self.refuses_model(text("[]"), "config.json")
+        self.refuses_model(text("[" * 100000), "config.json")
+        for name, value in (
+                ("architectures", ["LlamaForCausalLM"]), ("hidden_size", 0),
+                ("hidden_size", -8), ("hidden_size", 10**12),
+                ("hidden_size", 193), ("hidden_size", "big"),
+                ("hidden_size", None), ("num_hidden_layers", 0),
+                ("num_hidden_layers", 10**9), ("num_hidden_layers", 2**63),
+                ("num_experts", 0), ("num_experts", 10**9),
+                ("num_experts_per_tok", 0), ("num_experts_per_tok", 99),
+                ("vocab_size", 0), ("vocab_size", 10**12),
+                ("num_attention_heads", 0), ("num_attention_heads", 10**9),
+                ("num_key_value_heads", 3), ("head_dim", 10**9),
+                ("head_dim", 7), ("moe_intermediate_size", 0),
+                ("moe_intermediate_size", 10**12),
+                ("max_position_embeddings", 0), ("rms_norm_eps", "x"),
+                ("rope_theta", 0), ("rope_theta", -1),
+                ("hidden_act", "relu6"),
+                ("rope_scaling", {"rope_type": "dream", "factor": 2})):
+            self.refuses_model(change(**{name: value}), "")
+
+    def test_safetensors(self):
+        weights = "model.safetensors"
+
+        def truncate(bytes_left):
+            return lambda m: os.truncate(m / weights, bytes_left)
+
+        def header(edit):
+            def damage(model):
+                tensors, data = read_header(model / weights)
+                edit(tensors)
+                write_header(model / weights, tensors, data)
+            return damage
+
+        def first(tensors):
+            return tensors[sorted(t for t in tensors if "experts.0." in t)[0]]
+
+        self.refuses_model(lambda m: (m / weights).unlink(), "safetensors")
+        for size in (0, 4, 8, 100, 200_000, 20_000_000):
+            self.refuses_model(truncate(size), weights)
+        self.refuses_model(
+            lambda m: (m / weights).write_bytes(b"\xff" * 64), weights)
+        self.refuses_model(
+            lambda m: (m / weights).write_bytes(
+                struct.pack("<Q", 2**40) + b"{}"), weights)
+
+        def swap_for_directory(model):
+            (model / weights).unlink()
+            (model / weights).mkdir()
+        self.refuses_model(swap_for_directory, weights)
+
+        def rename(tensors):
+            tensors["model.nrm.weight"] = tensors.pop("model.norm.weight")
+        self.refuses_model(header(rename), "model.norm.weight")
+        self.refuses_model(header(lambda t: first(t).update(dtype="F8")),
+                           "experts.0.")
+        self.refuses_model(header(lambda t: first(t).update(shape=[1, 1])),
+                           "experts.0.")
+        self.refuses_model(
+            header(lambda t: first(t).update(shape=[2**62, 2**62])),
+            "experts.0.")
+        self.refuses_model(
+            header(lambda t: first(t).update(data_offsets=[0, 2**62])),
+            weights)
+        self.refuses_model(
+            header(lambda t: first(t).update(data_offsets=[10, 2])), weights)
+
+        def shards(files):
+            def damage(model):
+                (model / weights).rename(model / "a.safetensors")
+                tensors, _ = read_header(model / "a.safetensors")
+                (model / "model.safetensors.index.json").write_text(
+                    json.dumps({"weight_map": {t: files for t in tensors}}))
+            return damage
+        self.refuses_model(shards("gone.safetensors"), "gone.safetensors")
+        self.refuses_model(shards("../a.safetensors"), "../a.safetensors")
+        self.refuses_model(shards(7), "index.json")
+
+    def test_tokenizer(self):
+        tokenizer = "tokenizer.json"
+
+        def text(contents):
+            return lambda m: (m / tokenizer).write_text(contents)
+
+        self.refuses_model(lambda m: (m / tokenizer).unlink(), "tokenizer")
+        for contents in ("", "{", "[]", "{}", "[" * 100000,
+                         '{"model":{"type":"Dream"}}'):
+            self.refuses_model(text(contents), tokenizer)
+
+        def swap_for_directory(model):
+            (model / tokenizer).unlink()
+            (model / tokenizer).mkdir()
+        self.refuses_model(swap_for_directory, tokenizer)
+
+        def swap_for_garbage(model):
+            (model / tokenizer).unlink()
+            (model / "tokenizer.model").write_bytes(b"\xff" * 1000)
+        self.refuses_model(swap_for_garbage, "tokenizer.model")
+
+    def test_under_mpirun_too(self):
+        done = portolan.run(
+            [portolan.LAUNCH, "-np", "2", "--", portolan.program(BUILD),
+             *self.generate("--prompt", "hi", "--expert-memory", "1")])
+        self.assertEqual(done.returncode, 1, done.stderr)
+        self.assertIn("error: ", done.stderr)
+        self.assertIn("--expert-memory 1", done.stderr)
+
+    def test_launcher_usage(self):
+        for arguments in ([], ["-np"], ["-np", "0", "--", "true"],
+                          ["-np", "x", "--", "true"], ["--wings"],
+                          ["--restart-on", "whim", "--", "true"]):
+            done = portolan.run([portolan.LAUNCH, *arguments])
+            self.assertEqual(done.returncode, 2, done.stderr)
+            self.assertEqual(len(done.stderr.splitlines()), 1, done.stderr)
+
+
+if __name__ == "__main__":
+    BUILD = pathlib.Path(sys.argv.pop(1))
+    unittest.main(verbosity=2)
