@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <cstring>
+#include <string>
 #include <vector>
 
 #include "runtime/kernels/kv_layout.h"
@@ -121,14 +122,24 @@ TEST_F(ExactnessTest, AnyNumberOfThreadsGivesTheSameBits) {
   }
 }
 
-TEST_F(ExactnessTest, EveryPathOfThisCpuGivesTheSameBits) {
-  for (const CpuPath path : SupportedCpuPaths()) {
-    SCOPED_TRACE(CpuPathName(path));
-    JobOptions options = BundledModel();
-    options.cpu_path = path;
-    ExpectSame(Compute(options, 64));
+class CpuPathTest : public ExactnessTest,
+                    public ::testing::WithParamInterface<CpuPath> {};
+
+TEST_P(CpuPathTest, GivesTheSameBits) {
+  if (!CpuSupports(GetParam())) {
+    GTEST_SKIP() << "this CPU has no " << CpuPathName(GetParam());
   }
+  JobOptions options = BundledModel();
+  options.cpu_path = GetParam();
+  ExpectSame(Compute(options, 64));
 }
+
+INSTANTIATE_TEST_SUITE_P(All, CpuPathTest,
+                         ::testing::Values(CpuPath::kScalar, CpuPath::kAvx2,
+                                           CpuPath::kAvx512, CpuPath::kAmx),
+                         [](const auto& param) {
+                           return std::string(CpuPathName(param.param));
+                         });
 
 TEST_F(ExactnessTest, AnExchangeInRoundsGivesTheSameBits) {
   JobOptions options = BundledModel(2);

@@ -1,0 +1,206 @@
+"""What the command line offers beside the tokens themselves: fields of prompts,
+figures, the version, the installed tree."""
+
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+import unittest
+
+import portolan
+
+BUILD = None
+PROMPTS = portolan.SOURCE / "tests" / "data" / "prompts" / "demo.jsonl"
+
+
+def run(arguments, program=None, mpi_ranks=None):
+    command = [program or portolan.program(BUILD), *arguments]
+    if mpi_ranks is not None:
+        command = [portolan.LAUNCH, "-np", mpi_ranks, "--", *command]
+    done = portolan.run(command)
+    if done.returncode != 0:
+        raise AssertionError(f"{command}: {done.returncode}\n{done.stderr}")
+    return done
+
+
+class CommandLineTest(unittest.TestCase):
+    def setUp(self):
+        directory = tempfile.TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        self.directory = pathlib.Path(directory.name)
+
+    def generate(self, prompts, *arguments, **options):
+        path = self.directory / "prompts.jsonl"
+        path.write_text("".join(json.dumps(p) + "\n" for p in prompts))
+        return portolan.generate(BUILD, path, arguments, **options)
+
+    def test_the_version_names_what_was_built_in(self):
+        text = run(["--version"]).stdout
+        self.assertRegex(text, r"^portolan \d+\.\d+\.\d+ \([0-9a-f]{7,}\)\n")
+        for name, pattern in (("cpu", r".*; kernels scalar"), ("mpi", r".*\d"),
+                              ("grpc", r"\d+\.\d+"),
+                              ("cuda", r"not built in|\d"),
+                              ("nccl", r"not built in|\d")):
+            self.assertRegex(text, rf"(?m)^{name}: +({pattern})")
+
+    def test_results_come_in_the_order_of_the_input_with_all_fields(self):
+        results = portolan.generate(
+            BUILD, PROMPTS, ["--max-tokens", "3", "--ranks", "3"])
+        self.assertEqual([r["id"] for r in results],
+                         [f"p{i:02}" for i in range(16)])
+        for result in results:
+            self.assertEqual(list(result), [
+                "id", "prompt_tokens", "tokens", "text", "finish_reason",
+                "ttft_s", "tpot_s"])
+
+    def test_each_prompt_may_have_its_own_wishes(self):
+        text = "Once upon a time"
+        tokens = self.generate([{"prompt": text, "temperature": 0}],
+                               "--max-tokens", "12")[0]["tokens"]
+        same, short, stopped, by_id, seeded, again = self.generate([
+            {"id": "same", "prompt": text, "temperature": 0,
+             "domain": "mine", "n": 1},
+            {"id": "short", "prompt": text, "temperature": 0, "max_tokens": 5},
+            {"id": "stopped", "prompt": text, "temperature": 0,
+             "stop_token_ids": [tokens[3]]},
+            {"id": "by_id", "prompt_tokens": tokens, "temperature": 0},
+            {"id": "seeded", "prompt": text, "seed": 5},
+            {"id": "again", "prompt": text, "seed": 5, "top_k": 40}],
+            "--max-tokens", "12")
+        self.assertEqual(same["tokens"], tokens)
+        self.assertEqual(same["finish_reason"], "length")
+        self.assertEqual(short["tokens"], tokens[:5])
+        self.assertEqual(stopped["tokens"],
+                         tokens[:tokens.index(tokens[3]) + 1])
+        self.assertEqual(stopped["finish_reason"], "stop")
+        self.assertEqual(by_id["prompt_tokens"], 12)
+        # The model's own top_k is 40.
+        self.assertEqual(seeded["tokens"], again["tokens"])
+
+    def test_a_stop_text_ends_the_answer_before_it(self):
+        text = "Once upon a time"
+        whole = self.generate([{"prompt": text}], "--temperature", "0",
+                              "--max-tokens", "20")[0]["text"]
+        word = whole.split()[3]
+        stopped = self.generate([{"prompt": text, "stop": [word]}],
+                                "--temperature", "0", "--max-tokens", "20")[0]
+        self.assertEqual(stopped["text"], whole[:whole.index(word)])
+        self.assertEqual(stopped["finish_reason"], "stop")
+
+    def test_ignore_eos_goes_on_where_the_model_would_end(self):
+        end = 4093  # of the bundled model
+        lines = PROMPTS.read_text().splitlines()
+        prompt = {**json.loads(lines[8]), "max_tokens": 100, "seed": 1}
+        ended, went_on = self.generate(
+            [{**prompt, "id": "a"}, {**prompt, "id": "b", "ignore_eos": True}])
+        self.assertEqual(ended["finish_reason"], "stop")
+        self.assertEqual(ended["tokens"][-1], end)
+        self.assertEqual(went_on["finish_reason"], "length")
+        self.assertEqual(len(went_on["tokens"]), 100)
+        self.assertEqual(went_on["tokens"][:len(ended["tokens"])],
+                         ended["tokens"])
+
+    def test_penalties_change_the_answer(self):
+        prompt = {"prompt": "Once upon a time", "temperature": 0,
+                  "max_tokens": 60}
+        plain, penalised = self.generate(
+            [{"id": "a", **prompt},
+             {"id": "b", "repetition_penalty": 1.8, **prompt}])
+        self.assertLess(len(set(plain["tokens"])), len(set(
+            penalised["tokens"])))
+
+    def test_each_rank_reads_the_bytes_of_its_own_experts_once(self):
+        sums = []
+        for ranks in (1, 2, 3, 5):
+            stats = self.directory / "stats.json"
+            portolan.generate(BUILD, PROMPTS, [
+                "--max-tokens", "1", "--ranks", str(ranks), "--expert-memory",
+                "all", "--stats", stats])
+            figures = json.loads(stats.read_text())
+            each = [r["expert_bytes_at_start"] for r in figures["per_rank"]]
+            self.assertEqual(len(each), ranks)
+            sums.append(sum(each))
+            share = sums[-1] / ranks
+            # 32 experts a layer: at most one more than the even share.
+            self.assertLessEqual(max(each), share * (1 + ranks / 32))
+            self.assertGreaterEqual(min(each), share * (1 - ranks / 32))
+        header = (portolan.MODEL / "model.safetensors").read_bytes()
+        tensors = json.loads(
+            header[8:8 + int.from_bytes(header[:8], "little")])
+        experts = sum(
+            tensor["data_offsets"][1] - tensor["data_offsets"][0]
+            for name, tensor in tensors.items() if ".mlp.experts." in name)
+        self.assertEqual(sums, [experts] * 4)
+
+    def test_reduced_combine_repeats_itself(self):
+        arguments = ["--max-tokens", "8", "--temperature", "0", "--combine",
+                     "reduced"]
+        first = portolan.generate(BUILD, PROMPTS, arguments, mpi_ranks=3)
+        again = portolan.generate(BUILD, PROMPTS, arguments, mpi_ranks=3)
+        self.assertEqual([r["tokens"] for r in first],
+                         [r["tokens"] for r in again])
+
+    def test_bench_model_gives_tokens_per_second(self):
+        arguments = ["bench", "model", "--model", portolan.MODEL,
+                     "--prompt-tokens", "16", "--gen", "4", "--batch", "2",
+                     "--threads", "1", "--rounds", "2"]
+        for extra, ranks in ([], 1), (["--ranks", "2"], 2):
+            figures = json.loads(run(arguments + extra + ["--json"]).stdout)
+            self.assertEqual(figures["ranks"], ranks)
+            self.assertEqual(figures["threads"], 1)
+            for phase in ("prefill", "decode"):
+                rates = figures[f"{phase}_tokens_per_s"]
+                self.assertGreater(rates["min"], 0)
+                self.assertLessEqual(rates["min"], rates["median"])
+                self.assertLessEqual(rates["median"], rates["max"])
+        self.assertRegex(run(arguments).stdout, r"prefill tok/s")
+
+    def test_bench_exchange_is_right_for_every_routing(self):
+        small = ["--tokens", "0", "33", "--hidden", "64", "--iterations", "3",
+                 "--json"]
+        for arguments, ranks in ((["--ranks", "3"], None), ([], 2)):
+            for combine in ("exact", "reduced"):
+                figures = json.loads(run(
+                    ["bench", "exchange", *arguments, "--combine", combine,
+                     *small], mpi_ranks=ranks).stdout)
+                rows = figures["rows"]
+                self.assertEqual(len(rows), 8)
+                self.assertEqual({row["routing"] for row in rows}, {
+                    "uniform", "zipf", "all-to-one", "one-empty-rank"})
+                self.assertEqual([row["wrong"] for row in rows], [0] * 8)
+        rounds = json.loads(run(
+            ["bench", "exchange", "--ranks", "2", "--exchange-memory", "64KiB",
+             *small]).stdout)["rows"]
+        self.assertGreater(max(row["rounds"] for row in rounds), 1)
+        self.assertEqual([row["wrong"] for row in rounds], [0] * 8)
+        table = run(["bench", "exchange", "--ranks", "2", *small[:-1]]).stdout
+        self.assertIn("#wrong", table)
+
+    def test_bench_kernels_is_right_on_every_path(self):
+        figures = json.loads(run(["bench", "kernels", "--seconds", "0.001",
+                                  "--outputs", "64", "--inputs", "64",
+                                  "--threads", "1", "--json"]).stdout)
+        self.assertGreater(len(figures["rows"]), 4)
+        for row in figures["rows"]:
+            self.assertFalse(row["wrong"], row)
+
+    def test_the_installed_tree_runs(self):
+        subprocess.run(["cmake", "--install", BUILD, "--prefix",
+                        self.directory / "tree"], check=True,
+                       capture_output=True)
+        programs = self.directory / "tree" / "bin"
+        arguments = ["generate", "--model", portolan.MODEL, "--prompt",
+                     "Once upon a time", "--max-tokens", "8", "--temperature",
+                     "0"]
+        alone = run(arguments, program=programs / "portolan").stdout
+        done = portolan.run([programs / "portolan-launch", "-np", "2", "--",
+                             programs / "portolan", *arguments])
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertEqual(done.stdout, alone)
+        self.assertRegex(alone, r"\w+ \w+")
+
+
+if __name__ == "__main__":
+    BUILD = pathlib.Path(sys.argv.pop(1))
+    unittest.main(verbosity=2)
