@@ -32,6 +32,11 @@ function(portolan_library name)
   target_link_libraries(portolan_${name}
     PUBLIC ${arg_PUBLIC} PRIVATE ${arg_PRIVATE} portolan_warnings)
 
+  if(NOT TARGET libraries)
+    add_custom_target(libraries)  # all of them, for a look by another compiler
+  endif()
+  add_dependencies(libraries portolan_${name})
+
   list(JOIN visible "|" visible)
   add_test(NAME layering.${name} COMMAND ${CMAKE_COMMAND}
     -D FOLDER=${CMAKE_CURRENT_SOURCE_DIR} -D VISIBLE=${visible}
