@@ -65,7 +65,9 @@ TEST(ProfileTest, ZonesOfTheTraceNest) {
     const double begin = event.at("ts");
     const double end = begin + event.at("dur").get<double>();
     while (!open.empty() && open.back().second <= begin) open.pop_back();
-    if (!open.empty()) EXPECT_LE(end, open.back().second + 0.002);
+    if (!open.empty()) {
+      EXPECT_LE(end, open.back().second + 0.002);
+    }
     open.emplace_back(begin, end);
   }
 }

@@ -162,9 +162,11 @@ template <int kBlocks>
 void MultiplyBlocks(const MultiplyArgs& args, VectorTile tile) {
   int64_t left = args.rows;
   int64_t tiles = (left + kTileRows - 1) / kTileRows;
-  const int64_t share =
-      tiles == 1 ? 0 : (kTileLines + tiles - 1) / tiles;  // of a tile's lines
   tile.next = tile.w + kBlocks * tile.w_block_stride;
+  // Of a tile's lines, for each register tile.
+  const int64_t share = tiles == 1 || tile.next > tile.w_last
+                            ? 0
+                            : (kTileLines + tiles - 1) / tiles;
   for (int64_t done = 0; tiles > 0; --tiles, done += share) {
     tile.next_lines = done < kTileLines ? share : 0;
     const int64_t rows = (left + tiles - 1) / tiles;
