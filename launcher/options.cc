@@ -8,58 +8,19 @@
 #include <string_view>
 
 #include "CLI/CLI.hpp"
-#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_replace.h"
 #include "experts/link_model.h"
 #include "experts/memory_budget.h"
 #include "experts/policies.h"
+#include "launcher/flags.h"
 #include "runtime/base/status_macros.h"
 #include "runtime/base/units.h"
 
 namespace portolan {
 namespace {
 
-// --expert-memory -> PORTOLAN_EXPERT_MEMORY.
-std::string EnvironmentName(std::string_view flag) {
-  return absl::StrCat("PORTOLAN_",
-                      absl::AsciiStrToUpper(absl::StrReplaceAll(
-                          std::string(flag.substr(2)), {{"-", "_"}})));
-}
-
-CLI::Option* WithEnvironment(CLI::Option* option, std::string_view flag) {
-  return option->envname(EnvironmentName(flag));
-}
-
-template <typename T>
-CLI::Option* Add(CLI::App& command, const char* flag, T& value,
-                 const char* help) {
-  return WithEnvironment(
-      command.add_option(flag, value, help)->capture_default_str(), flag);
-}
-
-// A flag whose text `parse` turns into a value, or into an error that CLI11
-// reports as one of usage.
-template <typename T>
-CLI::Option* AddParsed(CLI::App& command, const char* flag,
-                       std::function<absl::StatusOr<T>(std::string_view)> parse,
-                       std::function<void(T)> set, const char* help) {
-  CLI::Option* option = command.add_option_function<std::string>(
-      flag,
-      [flag, parse, set](const std::string& text) {
-        absl::StatusOr<T> value = parse(text);
-        if (!value.ok()) {
-          throw CLI::ValidationError(flag,
-                                     std::string(value.status().message()));
-        }
-        set(*std::move(value));
-      },
-      help);
-  return WithEnvironment(option, flag);
-}
-
 void AddChoices(CLI::App& command, JobOptions& options) {
-  AddParsed<CpuPath>(
+  AddParsedFlag<CpuPath>(
       command, "--cpu", ParseCpuPath,
       [&options](CpuPath path) { options.cpu_path = path; },
       "Kernels to use: scalar, avx2, avx512 or amx (default: the best here)");
@@ -89,33 +50,33 @@ void AddChoices(CLI::App& command, JobOptions& options) {
 }
 
 void AddSizes(CLI::App& command, JobOptions& options) {
-  Add(command, "--expert-memory", options.expert_memory,
-      "Memory for experts of one rank: bytes (512MiB), a share of its own "
-      "experts (25%) or all");
-  Add(command, "--policy", options.policy,
+  AddFlag(command, "--expert-memory", options.expert_memory,
+          "Memory for experts of one rank: bytes (512MiB), a share of its own "
+          "experts (25%) or all");
+  AddFlag(
+      command, "--policy", options.policy,
       "Which experts to keep and to read ahead (see `portolan replay --help`)");
-  Add(command, "--prefetch-distance", options.prefetch_distance,
-      "Layers that predictions reach ahead")
+  AddFlag(command, "--prefetch-distance", options.prefetch_distance,
+          "Layers that predictions reach ahead")
       ->check(CLI::Range(1, 64));
-  Add(command, "--expert-link", options.expert_link,
+  AddFlag(
+      command, "--expert-link", options.expert_link,
       "Load experts no faster than BANDWIDTH,LATENCY, such as 1GB/s,50us: for "
       "repeatable experiments");
-  Add(command, "--pack-dir", options.pack_dir,
-      "Directory of the expert pack (default: the model's, if it has one)");
-  Add(command, "--history", options.history_file,
-      "Expert-map history: read if it is there, written at the end");
-  Add(command, "--trace", options.trace_file,
+  AddFlag(command, "--pack-dir", options.pack_dir,
+          "Directory of the expert pack (default: the model's, if it has one)");
+  AddFlag(command, "--history", options.history_file,
+          "Expert-map history: read if it is there, written at the end");
+  AddFlag(
+      command, "--trace", options.trace_file,
       "Record what the gates say to this file (one per rank: FILE.0, FILE.1 "
       "... where there are several)");
-  Add(command, "--profile", options.profile_file,
-      "Write what steps spend their time on, as a Chrome trace, to this file "
-      "(one per rank, as --trace)");
   const auto parse = [](std::string_view text) { return ParseBytes(text); };
-  AddParsed<int64_t>(
+  AddParsedFlag<int64_t>(
       command, "--kv-memory", parse,
       [&options](int64_t bytes) { options.kv_memory_bytes = bytes; },
       "Memory for keys and values of one rank (default: as --batch needs)");
-  AddParsed<int64_t>(
+  AddParsedFlag<int64_t>(
       command, "--exchange-memory", parse,
       [&options](int64_t bytes) { options.exchange_memory_bytes = bytes; },
       "Memory for exchange buffers of one rank; more tokens than fit travel in "
@@ -124,8 +85,8 @@ void AddSizes(CLI::App& command, JobOptions& options) {
 
 // For the system tests; not shown by --help.
 void AddTestFlags(CLI::App& command, JobOptions& options) {
-  Add(command, "--fault", options.fault, "")->group("");
-  Add(command, "--odd-rank", options.odd_rank, "")->group("");
+  AddFlag(command, "--fault", options.fault, "")->group("");
+  AddFlag(command, "--odd-rank", options.odd_rank, "")->group("");
 }
 
 }  // namespace
@@ -193,36 +154,36 @@ absl::Status CheckCanWrite(std::string_view flag, const std::string& path) {
 }
 
 void AddWorldOptions(CLI::App& command, WorldOptions& options) {
-  Add(command, "--ranks", options.ranks,
-      "Run so many ranks as threads of this process")
+  AddFlag(command, "--ranks", options.ranks,
+          "Run so many ranks as threads of this process")
       ->check(CLI::Range(1, 256));
-  Add(command, "--transport", options.transport,
-      "How ranks talk: shm inside one node, mpi, local (threads)")
+  AddFlag(command, "--transport", options.transport,
+          "How ranks talk: shm inside one node, mpi, local (threads)")
       ->check(CLI::IsMember({"auto", "mpi", "shm", "local"}));
-  Add(command, "--liveness-timeout", options.liveness_timeout_s,
-      "Seconds of silence after which a rank counts as dead")
+  AddFlag(command, "--liveness-timeout", options.liveness_timeout_s,
+          "Seconds of silence after which a rank counts as dead")
       ->check(CLI::Range(0.5, 3600.0));
   options.launched_by_mpi = std::getenv("OMPI_COMM_WORLD_SIZE") != nullptr ||
                             std::getenv("PMIX_RANK") != nullptr;
 }
 
 void AddJobOptions(CLI::App& command, JobOptions& options) {
-  Add(command, "--model", options.model_dir,
-      "Directory of a Hugging Face model (config.json, *.safetensors, ...)")
+  AddFlag(command, "--model", options.model_dir,
+          "Directory of a Hugging Face model (config.json, *.safetensors, ...)")
       ->required()
       ->check(CLI::ExistingDirectory);
   AddWorldOptions(command, options);
-  Add(command, "--threads", options.threads,
-      "Threads of each rank (default: an even share of the node's CPUs)")
+  AddFlag(command, "--threads", options.threads,
+          "Threads of each rank (default: an even share of the node's CPUs)")
       ->check(CLI::Range(1, 1024));
-  Add(command, "--batch", options.batch,
-      "Sequences that are decoded together on each rank")
+  AddFlag(command, "--batch", options.batch,
+          "Sequences that are decoded together on each rank")
       ->check(CLI::Range(1, 4096));
-  Add(command, "--tokens-per-step", options.tokens_per_step,
-      "Tokens of each rank in one step; longer prompts are cut into chunks")
+  AddFlag(command, "--tokens-per-step", options.tokens_per_step,
+          "Tokens of each rank in one step; longer prompts are cut into chunks")
       ->check(CLI::Range(1, 1 << 20));
-  Add(command, "--step-timeout", options.step_timeout_s,
-      "Seconds after which a step that does not end is an error")
+  AddFlag(command, "--step-timeout", options.step_timeout_s,
+          "Seconds after which a step that does not end is an error")
       ->check(CLI::Range(0.1, 86400.0));
   AddChoices(command, options);
   AddSizes(command, options);
@@ -230,29 +191,30 @@ void AddJobOptions(CLI::App& command, JobOptions& options) {
 }
 
 void AddSamplingOptions(CLI::App& command, SamplingWishes& wishes) {
-  Add(command, "--max-tokens", wishes.max_tokens,
-      "Tokens to generate (default: up to the context)")
+  AddFlag(command, "--max-tokens", wishes.max_tokens,
+          "Tokens to generate (default: up to the context)")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 31));
-  Add(command, "--temperature", wishes.temperature,
-      "0 takes the likeliest token");
-  Add(command, "--top-k", wishes.top_k, "Keep the k likeliest tokens; 0: all");
-  Add(command, "--top-p", wishes.top_p,
-      "Keep the likeliest tokens that make up this probability");
-  Add(command, "--min-p", wishes.min_p,
-      "Drop tokens less likely than this share of the likeliest");
-  Add(command, "--repetition-penalty", wishes.repetition_penalty,
-      "Above 1: tokens of prompt and answer become less likely again");
-  Add(command, "--presence-penalty", wishes.presence_penalty,
-      "Taken from the logit of a token that the answer has already");
-  Add(command, "--frequency-penalty", wishes.frequency_penalty,
-      "As --presence-penalty, for every time that the answer has it");
-  Add(command, "--seed", wishes.seed,
-      "Seed of every prompt without one of its own (default: 0)")
+  AddFlag(command, "--temperature", wishes.temperature,
+          "0 takes the likeliest token");
+  AddFlag(command, "--top-k", wishes.top_k,
+          "Keep the k likeliest tokens; 0: all");
+  AddFlag(command, "--top-p", wishes.top_p,
+          "Keep the likeliest tokens that make up this probability");
+  AddFlag(command, "--min-p", wishes.min_p,
+          "Drop tokens less likely than this share of the likeliest");
+  AddFlag(command, "--repetition-penalty", wishes.repetition_penalty,
+          "Above 1: tokens of prompt and answer become less likely again");
+  AddFlag(command, "--presence-penalty", wishes.presence_penalty,
+          "Taken from the logit of a token that the answer has already");
+  AddFlag(command, "--frequency-penalty", wishes.frequency_penalty,
+          "As --presence-penalty, for every time that the answer has it");
+  AddFlag(command, "--seed", wishes.seed,
+          "Seed of every prompt without one of its own (default: 0)")
       ->check(CLI::NonNegativeNumber);
-  Add(command, "--stop", wishes.stop,
-      "End before this text; may be given several times");
-  Add(command, "--stop-token-ids", wishes.stop_token_ids,
-      "End after one of these tokens, beside the model's own");
+  AddFlag(command, "--stop", wishes.stop,
+          "End before this text; may be given several times");
+  AddFlag(command, "--stop-token-ids", wishes.stop_token_ids,
+          "End after one of these tokens, beside the model's own");
   WithEnvironment(command.add_flag_callback(
                       "--ignore-eos", [&wishes] { wishes.ignore_eos = true; },
                       "Go on past the end-of-text tokens"),

@@ -3,6 +3,9 @@
 #include "CLI/CLI.hpp"
 #include "launcher/bench.h"
 #include "launcher/console.h"
+#ifdef PORTOLAN_GRPC
+#include "launcher/coordinator.h"
+#endif
 #include "launcher/generate.h"
 #include "launcher/replay.h"
 #include "launcher/usage.h"
@@ -23,6 +26,9 @@ int main(int argc, char** argv) {
   portolan::AddGenerateCommand(app, exit_code);
   portolan::AddReplayCommand(app, exit_code);
   portolan::AddBenchCommand(app, exit_code);
+#ifdef PORTOLAN_GRPC
+  portolan::AddCoordinatorCommand(app, exit_code);
+#endif
 
   try {
     app.parse(argc, argv);

@@ -1,0 +1,335 @@
+#include "cluster/coordinator/request_store.h"
+
+#include <sys/statvfs.h>
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "cluster/coordinator/store_schema.h"
+#include "runtime/base/status_macros.h"
+
+namespace portolan {
+namespace {
+
+#define PORTOLAN_REQUEST_COLUMNS                                             \
+  "seq, id, client, idempotency_key, request, traceparent, detached, "       \
+  "model, seed, prompt_tokens, max_tokens, created_us, deadline_us, state, " \
+  "attempt, deaths, numerics_id, job, rank, incarnation, params, "           \
+  "first_token_us, ended_us, finish, x_request_id, assigned_us"
+
+absl::Time ReadTime(const SqliteQuery& row, int column) {
+  return row.IsNull(column) ? absl::InfiniteFuture()
+                            : absl::FromUnixMicros(row.Int(column));
+}
+
+template <typename Message>
+absl::Status ReadMessage(const SqliteQuery& row, int column, int64_t seq,
+                         Message& message) {
+  const std::string_view bytes = row.Bytes(column);
+  if (message.ParseFromArray(bytes.data(), static_cast<int>(bytes.size()))) {
+    return absl::OkStatus();
+  }
+  return absl::DataLossError(absl::StrCat("request ", seq, " in --data-dir: a ",
+                                          message.GetTypeName(),
+                                          " is damaged"));
+}
+
+// Of the file system, for us; none where it does not say.
+int64_t FreeBytes(const std::string& path) {
+  struct statvfs info = {};
+  if (statvfs(path.c_str(), &info) != 0) return INT64_MAX;
+  return static_cast<int64_t>(info.f_bavail * info.f_frsize);
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<RequestStore>> RequestStore::Open(
+    const StoreOptions& options) {
+  PORTOLAN_ASSIGN_OR_RETURN(std::unique_ptr<SqliteDatabase> db,
+                            SqliteDatabase::Open(options.path));
+  // The whole file is one connection's.
+  PORTOLAN_RETURN_IF_ERROR(db->Script("PRAGMA locking_mode = EXCLUSIVE"));
+  PORTOLAN_RETURN_IF_ERROR(db->Script("PRAGMA journal_mode = WAL"));
+  PORTOLAN_RETURN_IF_ERROR(MigrateStore(*db));
+  if (options.max_pages > 0) {
+    PORTOLAN_RETURN_IF_ERROR(db->Script(
+        absl::StrCat("PRAGMA max_page_count = ", options.max_pages)));
+  }
+  return std::unique_ptr<RequestStore>(
+      new RequestStore(std::move(db), options));
+}
+
+absl::Status RequestStore::CheckRoom() const {
+  const int64_t free = options_.free_bytes ? options_.free_bytes(options_.path)
+                                           : FreeBytes(options_.path);
+  if (free >= options_.min_free_bytes) return absl::OkStatus();
+  return absl::ResourceExhaustedError(
+      absl::StrCat("the disk of --data-dir has ", free,
+                   " bytes left; new requests are refused below ",
+                   options_.min_free_bytes, " (--min-free-disk)"));
+}
+
+absl::Status RequestStore::Begin(bool durable) {
+  if (durable_ != durable) {
+    PORTOLAN_RETURN_IF_ERROR(db_->Script(
+        durable ? "PRAGMA synchronous = FULL" : "PRAGMA synchronous = NORMAL"));
+    durable_ = durable;
+  }
+  return db_->Run("BEGIN IMMEDIATE");
+}
+
+absl::Status RequestStore::Commit() {
+  absl::Status status = db_->Run("COMMIT");
+  if (!status.ok()) Rollback();
+  return status;
+}
+
+void RequestStore::Rollback() {
+  // SQLite has done it already after some errors.
+  if (db_->in_transaction()) (void)db_->Run("ROLLBACK");
+}
+
+absl::StatusOr<std::optional<StoredRequest>> RequestStore::Insert(
+    const StoredRequest& stored) {
+  const QueuedRequest& queued = stored.queued;
+  const std::string request = stored.request.SerializeAsString();
+  const std::string& key = stored.request.idempotency_key();
+  PORTOLAN_RETURN_IF_ERROR(db_->Run(
+      "INSERT INTO requests(seq, id, client, idempotency_key, request, "
+      "traceparent, detached, model, seed, prompt_tokens, max_tokens, "
+      "created_us, deadline_us, state, x_request_id) VALUES(?1, ?2, ?3, "
+      "nullif(?4, ''), ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, nullif(?13, 0), ?14, "
+      "?15) "
+      "ON CONFLICT(client, idempotency_key) WHERE idempotency_key IS NOT NULL "
+      "DO NOTHING",
+      queued.seq, stored.id, queued.client, key, SqlBlob{request},
+      stored.traceparent, int64_t{queued.detached}, queued.model,
+      static_cast<int64_t>(stored.seed), queued.prompt_tokens,
+      queued.max_tokens, absl::ToUnixMicros(stored.created),
+      queued.deadline == absl::InfiniteFuture()
+          ? int64_t{0}
+          : absl::ToUnixMicros(queued.deadline),
+      static_cast<int64_t>(queued.state), stored.x_request_id));
+  if (db_->num_changed() > 0) return std::nullopt;
+  return FindByKey(queued.client, key);
+}
+
+absl::Status RequestStore::Save(const QueuedRequest& queued) {
+  return db_->Run(
+      "UPDATE requests SET state = ?2, attempt = ?3, deaths = ?4, "
+      "numerics_id = ?5, job = ?6, rank = ?7, incarnation = ?8 "
+      "WHERE seq = ?1",
+      queued.seq, static_cast<int64_t>(queued.state), int64_t{queued.attempt},
+      int64_t{queued.deaths}, queued.numerics_id, queued.job,
+      int64_t{queued.rank}, static_cast<int64_t>(queued.incarnation));
+}
+
+absl::Status RequestStore::SaveFirstAssignment(
+    int64_t seq, absl::Time when, const v1::SamplingParams& params) {
+  const std::string bytes = params.SerializeAsString();
+  return db_->Run(
+      "UPDATE requests SET params = ?2, assigned_us = ?3 WHERE seq = ?1", seq,
+      SqlBlob{bytes}, absl::ToUnixMicros(when));
+}
+
+absl::Status RequestStore::AppendTokens(int64_t seq,
+                                        const v1::TokenDelta& delta,
+                                        absl::Time now) {
+  const std::string bytes = delta.SerializeAsString();
+  PORTOLAN_RETURN_IF_ERROR(db_->Run(
+      "INSERT INTO tokens(seq, first, num, delta) SELECT ?1, ?2, ?3, ?4 "
+      "WHERE EXISTS (SELECT 1 FROM requests WHERE seq = ?1)",
+      seq, int64_t{delta.offset()}, int64_t{delta.token_ids_size()},
+      SqlBlob{bytes}));
+  if (delta.offset() > 0) return absl::OkStatus();
+  return db_->Run("UPDATE requests SET first_token_us = ?2 WHERE seq = ?1", seq,
+                  absl::ToUnixMicros(now));
+}
+
+absl::Status RequestStore::Finish(int64_t seq, RequestState state,
+                                  const v1::Finish& finish, absl::Time now) {
+  const std::string bytes = finish.SerializeAsString();
+  return db_->Run(
+      "UPDATE requests SET state = ?2, finish = ?3, ended_us = ?4 "
+      "WHERE seq = ?1",
+      seq, static_cast<int64_t>(state), SqlBlob{bytes},
+      absl::ToUnixMicros(now));
+}
+
+absl::Status RequestStore::SaveModel(const v1::ModelIdentity& model) {
+  const std::string bytes = model.SerializeAsString();
+  return db_->Run(
+      "INSERT OR REPLACE INTO models(name, fingerprint, identity) "
+      "VALUES(?1, ?2, ?3)",
+      model.name(), model.fingerprint(), SqlBlob{bytes});
+}
+
+absl::Status RequestStore::SaveTime(absl::Time now) {
+  return db_->Run(
+      "INSERT OR REPLACE INTO facts(name, value) VALUES('time_us', ?1)",
+      absl::ToUnixMicros(now));
+}
+
+absl::StatusOr<StoredRequest> RequestStore::ReadRow(const SqliteQuery& row) {
+  StoredRequest stored;
+  QueuedRequest& queued = stored.queued;
+  queued.seq = row.Int(0);
+  stored.id = row.Bytes(1);
+  queued.client = row.Bytes(2);
+  PORTOLAN_RETURN_IF_ERROR(ReadMessage(row, 4, queued.seq, stored.request));
+  stored.traceparent = row.Bytes(5);
+  queued.detached = row.Int(6) != 0;
+  queued.model = row.Bytes(7);
+  stored.seed = static_cast<uint64_t>(row.Int(8));
+  queued.prompt_tokens = row.Int(9);
+  queued.max_tokens = row.Int(10);
+  stored.created = absl::FromUnixMicros(row.Int(11));
+  queued.deadline = ReadTime(row, 12);
+  queued.state = static_cast<RequestState>(row.Int(13));
+  queued.attempt = static_cast<int>(row.Int(14));
+  queued.deaths = static_cast<int>(row.Int(15));
+  queued.numerics_id = row.Bytes(16);
+  queued.job = row.Bytes(17);
+  queued.rank = static_cast<int>(row.Int(18));
+  queued.incarnation = static_cast<uint64_t>(row.Int(19));
+  if (!row.IsNull(20)) {
+    PORTOLAN_RETURN_IF_ERROR(
+        ReadMessage(row, 20, queued.seq, stored.params.emplace()));
+  }
+  stored.first_token = ReadTime(row, 21);
+  stored.ended = ReadTime(row, 22);
+  if (!row.IsNull(23)) {
+    PORTOLAN_RETURN_IF_ERROR(
+        ReadMessage(row, 23, queued.seq, stored.finish.emplace()));
+  }
+  stored.x_request_id = row.Bytes(24);
+  stored.assigned = ReadTime(row, 25);
+  return stored;
+}
+
+absl::StatusOr<std::vector<StoredRequest>> RequestStore::ReadRows(
+    SqliteQuery rows) {
+  std::vector<StoredRequest> requests;
+  while (rows.Next()) {
+    PORTOLAN_ASSIGN_OR_RETURN(requests.emplace_back(), ReadRow(rows));
+  }
+  PORTOLAN_RETURN_IF_ERROR(rows.status());
+  for (StoredRequest& stored : requests) {
+    PORTOLAN_ASSIGN_OR_RETURN(
+        stored.queued.num_tokens,
+        db_->Value("SELECT first + num FROM tokens WHERE seq = ?1 "
+                   "ORDER BY first DESC LIMIT 1",
+                   stored.queued.seq));
+  }
+  return requests;
+}
+
+absl::StatusOr<std::optional<StoredRequest>> RequestStore::Find(int64_t seq) {
+  PORTOLAN_ASSIGN_OR_RETURN(
+      std::vector<StoredRequest> found,
+      ReadRows(db_->Query("SELECT " PORTOLAN_REQUEST_COLUMNS
+                          " FROM requests WHERE seq = ?1",
+                          seq)));
+  if (found.empty()) return std::nullopt;
+  return std::move(found.front());
+}
+
+absl::StatusOr<std::optional<StoredRequest>> RequestStore::FindByKey(
+    std::string_view client, std::string_view key) {
+  PORTOLAN_ASSIGN_OR_RETURN(
+      std::vector<StoredRequest> found,
+      ReadRows(db_->Query("SELECT " PORTOLAN_REQUEST_COLUMNS
+                          " FROM requests WHERE client = ?1 AND "
+                          "idempotency_key = ?2",
+                          client, key)));
+  if (found.empty()) return std::nullopt;
+  return std::move(found.front());
+}
+
+absl::StatusOr<std::vector<StoredRequest>> RequestStore::Unfinished() {
+  return ReadRows(
+      db_->Query("SELECT " PORTOLAN_REQUEST_COLUMNS
+                 " FROM requests WHERE ended_us IS NULL ORDER BY seq"));
+}
+
+absl::StatusOr<std::vector<v1::TokenDelta>> RequestStore::Tokens(int64_t seq) {
+  SqliteQuery rows =
+      db_->Query("SELECT delta FROM tokens WHERE seq = ?1 ORDER BY first", seq);
+  std::vector<v1::TokenDelta> deltas;
+  while (rows.Next()) {
+    PORTOLAN_RETURN_IF_ERROR(ReadMessage(rows, 0, seq, deltas.emplace_back()));
+  }
+  PORTOLAN_RETURN_IF_ERROR(rows.status());
+  return deltas;
+}
+
+absl::StatusOr<std::vector<StoredRequest>> RequestStore::List(
+    const ListFilter& filter) {
+  const std::string client = filter.client.value_or("");
+  return ReadRows(db_->Query(
+      "SELECT " PORTOLAN_REQUEST_COLUMNS
+      " FROM requests WHERE seq < ?1 AND (?2 = 0 OR client = ?3) AND "
+      "((?4 >> state) & 1) = 1 ORDER BY seq DESC LIMIT ?5",
+      filter.before_seq, int64_t{filter.client.has_value()}, client,
+      int64_t{filter.states}, filter.limit));
+}
+
+absl::StatusOr<std::vector<v1::ModelIdentity>> RequestStore::Models() {
+  SqliteQuery rows = db_->Query("SELECT identity FROM models");
+  std::vector<v1::ModelIdentity> models;
+  while (rows.Next()) {
+    PORTOLAN_RETURN_IF_ERROR(ReadMessage(rows, 0, 0, models.emplace_back()));
+  }
+  PORTOLAN_RETURN_IF_ERROR(rows.status());
+  return models;
+}
+
+absl::StatusOr<int64_t> RequestStore::LastSeq() {
+  return db_->Value("SELECT max(seq) FROM requests");
+}
+
+absl::StatusOr<absl::Time> RequestStore::LastTime() {
+  PORTOLAN_ASSIGN_OR_RETURN(
+      const int64_t micros,
+      db_->Value("SELECT max(t) FROM ("
+                 "SELECT value AS t FROM facts WHERE name = 'time_us' "
+                 "UNION ALL SELECT max(ended_us) FROM requests UNION ALL "
+                 "SELECT created_us FROM requests WHERE seq = "
+                 "(SELECT max(seq) FROM requests))"));
+  return absl::FromUnixMicros(micros);
+}
+
+absl::StatusOr<int64_t> RequestStore::UsedBytes() {
+  PORTOLAN_ASSIGN_OR_RETURN(const int64_t pages,
+                            db_->Value("PRAGMA page_count"));
+  PORTOLAN_ASSIGN_OR_RETURN(const int64_t free,
+                            db_->Value("PRAGMA freelist_count"));
+  PORTOLAN_ASSIGN_OR_RETURN(const int64_t size, db_->Value("PRAGMA page_size"));
+  return (pages - free) * size;
+}
+
+absl::StatusOr<int64_t> RequestStore::Retain(const Retention& retention,
+                                             absl::Time now, int64_t limit) {
+  int64_t num_gone = 0;
+  for (; num_gone < limit; ++num_gone) {
+    PORTOLAN_ASSIGN_OR_RETURN(const int64_t bytes, UsedBytes());
+    const bool full = retention.max_bytes > 0 && bytes > retention.max_bytes;
+    const absl::Time horizon =
+        full ? absl::InfiniteFuture() : now - retention.age;
+    PORTOLAN_ASSIGN_OR_RETURN(
+        const int64_t seq,
+        db_->Value("SELECT seq FROM requests WHERE ended_us < ?1 AND seq < "
+                   "(SELECT max(seq) FROM requests) ORDER BY ended_us LIMIT 1",
+                   absl::ToUnixMicros(horizon)));
+    if (seq == 0) break;
+    PORTOLAN_RETURN_IF_ERROR(Forget(seq));
+  }
+  return num_gone;
+}
+
+absl::Status RequestStore::Forget(int64_t seq) {
+  PORTOLAN_RETURN_IF_ERROR(db_->Run("DELETE FROM tokens WHERE seq = ?1", seq));
+  return db_->Run("DELETE FROM requests WHERE seq = ?1", seq);
+}
+
+}  // namespace portolan

@@ -1,0 +1,129 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "cluster/coordinator/request_queue.h"
+#include "cluster/coordinator/sqlite.h"
+#include "proto/control.pb.h"
+#include "proto/inference.pb.h"
+
+namespace portolan {
+
+struct StoreOptions {
+  std::string path;       // of the database file; created if absent
+  int64_t max_pages = 0;  // > 0: the database may not grow beyond (for tests)
+  // New requests are refused when the disk has less than this left: what runs
+  // must be able to end.
+  int64_t min_free_bytes = 32 << 20;
+  // Free bytes of the file system of a path; default: what it says itself.
+  std::function<int64_t(const std::string&)> free_bytes = {};
+};
+
+// A request as it is kept.
+struct StoredRequest {
+  QueuedRequest queued = {};
+  std::string id = {};
+  v1::GenerateRequest request = {};  // as it came
+  std::string traceparent = {};
+  std::string x_request_id = {};
+  uint64_t seed = 0;
+  absl::Time created = {};
+  // All of the sampling parameters, from the first assignment on.
+  std::optional<v1::SamplingParams> params = {};
+  absl::Time assigned = absl::InfiniteFuture();  // first
+  absl::Time first_token = absl::InfiniteFuture();
+  absl::Time ended = absl::InfiniteFuture();
+  std::optional<v1::Finish> finish = {};
+};
+
+struct Retention {
+  absl::Duration age = absl::Hours(7 * 24);
+  int64_t max_bytes = 0;  // of the database; 0: no limit
+};
+
+// Requests and their tokens on disk: SQLite in WAL mode. Writes happen between
+// Begin() and Commit(); reads anywhere.
+//
+// Thread-compatible. Errors: as SqliteDatabase; after kResourceExhausted the
+// transaction is gone and what was committed before is intact.
+class RequestStore {
+ public:
+  // Errors: kFailedPrecondition (a newer schema), else as MigrateStore().
+  static absl::StatusOr<std::unique_ptr<RequestStore>> Open(
+      const StoreOptions& options);
+
+  // Durable: Commit() returns when the disk has it. Else a killed process
+  // loses nothing, a power cut the last moments.
+  absl::Status Begin(bool durable);
+  absl::Status Commit();
+  void Rollback();
+
+  // kResourceExhausted if the disk has too little left for new requests.
+  absl::Status CheckRoom() const;
+  // Returns nothing, or the request with the same client and idempotency key,
+  // and then adds nothing.
+  absl::StatusOr<std::optional<StoredRequest>> Insert(
+      const StoredRequest& request);
+  // State, attempt, deaths and rank; at the first assignment also its time and
+  // the params. Nothing if it is not there.
+  absl::Status Save(const QueuedRequest& queued);
+  absl::Status SaveFirstAssignment(int64_t seq, absl::Time when,
+                                   const v1::SamplingParams& params);
+  // The tokens from delta.offset() on. Nothing if the request is not there.
+  absl::Status AppendTokens(int64_t seq, const v1::TokenDelta& delta,
+                            absl::Time now);
+  absl::Status Finish(int64_t seq, RequestState state, const v1::Finish& finish,
+                      absl::Time now);
+  absl::Status SaveModel(const v1::ModelIdentity& model);
+  // For the clock at the next start.
+  absl::Status SaveTime(absl::Time now);
+
+  absl::StatusOr<std::optional<StoredRequest>> Find(int64_t seq);
+  absl::StatusOr<std::optional<StoredRequest>> FindByKey(
+      std::string_view client, std::string_view key);
+  absl::StatusOr<std::vector<StoredRequest>> Unfinished();
+  // In order.
+  absl::StatusOr<std::vector<v1::TokenDelta>> Tokens(int64_t seq);
+  struct ListFilter {
+    std::optional<std::string> client = {};
+    uint32_t states = ~0u;  // bit i: RequestState i
+    int64_t before_seq = INT64_MAX;
+    int64_t limit = 100;
+  };
+  // Newest first.
+  absl::StatusOr<std::vector<StoredRequest>> List(const ListFilter& filter);
+  absl::StatusOr<std::vector<v1::ModelIdentity>> Models();
+
+  absl::StatusOr<int64_t> LastSeq();
+  // The latest time on record; kept below it, the clock would fall.
+  absl::StatusOr<absl::Time> LastTime();
+  // Bytes of the database without its free pages.
+  absl::StatusOr<int64_t> UsedBytes();
+  // Forgets up to `limit` ended requests, oldest first, that are too old or
+  // too many. The newest request of all stays: seq numbers are never used
+  // again. Returns how many went.
+  absl::StatusOr<int64_t> Retain(const Retention& retention, absl::Time now,
+                                 int64_t limit);
+
+ private:
+  RequestStore(std::unique_ptr<SqliteDatabase> db, const StoreOptions& options)
+      : options_(options), db_(std::move(db)) {}
+  absl::StatusOr<StoredRequest> ReadRow(const SqliteQuery& row);
+  absl::StatusOr<std::vector<StoredRequest>> ReadRows(SqliteQuery rows);
+  absl::Status Forget(int64_t seq);
+
+  const StoreOptions options_;
+  const std::unique_ptr<SqliteDatabase> db_;
+  std::optional<bool> durable_;
+};
+
+}  // namespace portolan

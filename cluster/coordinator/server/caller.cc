@@ -1,0 +1,67 @@
+#include "cluster/coordinator/server/caller.h"
+
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include "absl/time/clock.h"
+
+namespace portolan {
+namespace {
+
+// "ipv4:127.0.0.1:4711" without the port, which differs between connections.
+std::string AddressOf(const std::string& peer) {
+  if (peer.rfind("ipv", 0) != 0) return peer;
+  return peer.substr(0, peer.rfind(':'));
+}
+
+std::string Metadata(const grpc::ServerContextBase& context,
+                     std::string_view key) {
+  const auto& all = context.client_metadata();
+  const auto found = all.find(grpc::string_ref(key.data(), key.size()));
+  if (found == all.end()) return "";
+  return std::string(found->second.data(), found->second.size());
+}
+
+// Of the client's certificate, if it showed one that was verified.
+std::string SubjectOf(const grpc::ServerContextBase& context) {
+  const auto auth = context.auth_context();
+  if (auth == nullptr || !auth->IsPeerAuthenticated()) return "";
+  for (const char* property : {"x509_subject", "x509_common_name"}) {
+    const auto values = auth->FindPropertyValues(property);
+    if (!values.empty()) {
+      return std::string(values.front().data(), values.front().size());
+    }
+  }
+  return "";
+}
+
+}  // namespace
+
+absl::StatusOr<Caller> Gate::Enter(grpc::ServerContextBase& context,
+                                   ServiceKind service) const {
+  const Credentials credentials{
+      .authorization = Metadata(context, "authorization"),
+      .subject = SubjectOf(context),
+      .address = AddressOf(context.peer())};
+  absl::StatusOr<Identity> identity = Admit(rules_, service, credentials);
+  if (!identity.ok()) {
+    telemetry_.Denied(credentials.address, identity.status());
+    return std::move(identity).status();
+  }
+  Caller caller;
+  caller.client = identity->name;
+  caller.sees_all = identity->sees_all;
+  caller.request_id = Metadata(context, "x-request-id").substr(0, 128);
+  caller.traceparent = Metadata(context, "traceparent").substr(0, 128);
+  const absl::Time deadline = absl::FromChrono(context.deadline());
+  if (!caller.request_id.empty()) {
+    context.AddInitialMetadata("x-request-id", caller.request_id);
+  }
+  // gRPC says "none" with a time far away.
+  const absl::Duration left = deadline - absl::Now();
+  if (left < absl::Hours(24 * 365)) caller.time_left = left;
+  return caller;
+}
+
+}  // namespace portolan

@@ -1,0 +1,81 @@
+#include <grpcpp/server_context.h>
+#include <grpcpp/support/server_callback.h>
+
+#include <memory>
+#include <utility>
+
+#include "cluster/coordinator/server/grpc_status.h"
+#include "cluster/coordinator/server/services.h"
+#include "proto/control.grpc.pb.h"
+
+namespace portolan {
+namespace {
+
+// Held as GrpcClientStream is.
+class GrpcRankStream final
+    : public RankStream,
+      public grpc::ServerBidiReactor<v1::RankMessage, v1::CoordinatorMessage> {
+ public:
+  explicit GrpcRankStream(RequestHub& hub) : hub_(hub) {}
+  void Open(std::shared_ptr<GrpcRankStream> self) {
+    self_ = self;
+    hub_.RankCame(std::move(self));
+    StartRead(&incoming_);
+  }
+
+  void Refuse(std::shared_ptr<GrpcRankStream> self, const absl::Status& why) {
+    self_ = std::move(self);
+    Finish(ToGrpc(why));
+  }
+
+  void Send(v1::CoordinatorMessage message) override {
+    outgoing_ = std::move(message);
+    StartWrite(&outgoing_);
+  }
+  void ReadNext() override { StartRead(&incoming_); }
+  void End(absl::Status status) override { Finish(ToGrpc(status)); }
+
+  void OnReadDone(bool ok) override {
+    if (!ok) return hub_.RankGone(this);
+    hub_.RankSent(this, std::move(incoming_));
+  }
+  void OnWriteDone(bool ok) override { hub_.RankWritten(this, ok); }
+  void OnCancel() override { hub_.RankGone(this); }
+  void OnDone() override { self_.reset(); }
+
+ private:
+  RequestHub& hub_;
+  v1::RankMessage incoming_;
+  v1::CoordinatorMessage outgoing_;
+  std::shared_ptr<GrpcRankStream> self_;
+};
+
+class ControlService final : public v1::Control::CallbackService {
+ public:
+  ControlService(RequestHub& hub, const Gate& gate) : hub_(hub), gate_(gate) {}
+
+  grpc::ServerBidiReactor<v1::RankMessage, v1::CoordinatorMessage>* Attach(
+      grpc::CallbackServerContext* context) override {
+    const auto stream = std::make_shared<GrpcRankStream>(hub_);
+    const auto caller = gate_.Enter(*context, ServiceKind::kControl);
+    if (caller.ok()) {
+      stream->Open(stream);
+    } else {
+      stream->Refuse(stream, caller.status());
+    }
+    return stream.get();
+  }
+
+ private:
+  RequestHub& hub_;
+  const Gate& gate_;
+};
+
+}  // namespace
+
+std::unique_ptr<grpc::Service> MakeControlService(RequestHub& hub,
+                                                  const Gate& gate) {
+  return std::make_unique<ControlService>(hub, gate);
+}
+
+}  // namespace portolan

@@ -1,0 +1,221 @@
+#include "cluster/coordinator/server/coordinator.h"
+
+#include <grpcpp/ext/proto_server_reflection_plugin.h>
+#include <grpcpp/grpcpp.h>
+#include <grpcpp/health_check_service_interface.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <chrono>
+#include <future>
+#include <nlohmann/json.hpp>
+#include <utility>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "cluster/coordinator/server/data_dir.h"
+#include "cluster/coordinator/server/http_server.h"
+#include "cluster/coordinator/server/services.h"
+#include "cluster/coordinator/status_page.h"
+#include "runtime/base/status_macros.h"
+
+namespace portolan {
+namespace {
+
+// A peer that vanished without a word is noticed within this time.
+constexpr int kKeepaliveMs = 10'000;
+constexpr int kKeepaliveTimeoutMs = 5'000;
+constexpr int kMinPingMs = 1'000;
+// A connection that says nothing is closed after it.
+constexpr int kHandshakeMs = 10'000;
+
+class RunningCoordinator final : public Coordinator {
+ public:
+  // Members are made in this order and go in the other one.
+  RunningCoordinator(DataDir dir, std::unique_ptr<Telemetry> telemetry,
+                     std::unique_ptr<RequestHub> hub, Security security,
+                     const std::vector<MakeService>& further_services);
+  ~RunningCoordinator() override;
+
+  absl::Status Listen(const CoordinatorOptions& options);
+
+  const std::string& address() const override { return address_; }
+  const std::string& http_address() const override { return http_address_; }
+  void Drain() override;
+  bool WaitDrained(absl::Duration grace) override {
+    return hub_->WaitDrained(grace);
+  }
+
+ private:
+  absl::Status ListenHttp(const std::string& address);
+  HttpAnswer Health() const;
+  HttpAnswer Page() const;
+  absl::Status WriteEndpoint() const;
+
+  const DataDir dir_;
+  const std::unique_ptr<Telemetry> telemetry_;
+  const std::unique_ptr<RequestHub> hub_;
+  const Security security_;
+  const Gate gate_;
+  std::vector<std::unique_ptr<grpc::Service>> services_;
+  std::string address_;
+  std::string http_address_;
+  std::atomic<bool> serving_ = false;
+  std::unique_ptr<grpc::Server> server_;
+  std::unique_ptr<HttpServer> http_;
+};
+
+RunningCoordinator::RunningCoordinator(
+    DataDir dir, std::unique_ptr<Telemetry> telemetry,
+    std::unique_ptr<RequestHub> hub, Security security,
+    const std::vector<MakeService>& further_services)
+    : dir_(std::move(dir)),
+      telemetry_(std::move(telemetry)),
+      hub_(std::move(hub)),
+      security_(std::move(security)),
+      gate_(security_.rules, *telemetry_) {
+  services_.push_back(MakeInferenceService(*hub_, gate_));
+  services_.push_back(MakeControlService(*hub_, gate_));
+  for (const MakeService& make : further_services) {
+    services_.push_back(make(gate_));
+  }
+}
+
+// The host stays as it was given, the port is the bound one.
+std::string BoundAddress(const std::string& listen, int port) {
+  if (absl::StartsWith(listen, "unix:")) return listen;
+  return absl::StrCat(listen.substr(0, listen.rfind(':')), ":", port);
+}
+
+absl::Status RunningCoordinator::Listen(const CoordinatorOptions& options) {
+  grpc::EnableDefaultHealthCheckService(true);
+  grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+  grpc::ServerBuilder builder;
+  int port = 0;
+  builder.AddListeningPort(options.listen, security_.credentials, &port);
+  builder.SetMaxReceiveMessageSize(options.max_message_bytes);
+  builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveMs);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS,
+                             kKeepaliveTimeoutMs);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
+  builder.AddChannelArgument(
+      GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, kMinPingMs);
+  builder.AddChannelArgument(GRPC_ARG_SERVER_HANDSHAKE_TIMEOUT_MS,
+                             kHandshakeMs);
+  for (const auto& service : services_) builder.RegisterService(service.get());
+  server_ = builder.BuildAndStart();
+  if (server_ == nullptr) {
+    return absl::UnavailableError(absl::StrCat(
+        "cannot listen on ", options.listen,
+        "; is it in use, or no address of this machine? (--listen)"));
+  }
+  address_ = BoundAddress(options.listen, port);
+  serving_ = true;
+  if (!options.http.empty()) {
+    PORTOLAN_RETURN_IF_ERROR(ListenHttp(options.http));
+  }
+  return WriteEndpoint();
+}
+
+absl::Status RunningCoordinator::ListenHttp(const std::string& address) {
+  PORTOLAN_ASSIGN_OR_RETURN(
+      http_,
+      HttpServer::Start(
+          address,
+          {{"/metrics$",
+            [this] { return HttpAnswer{.text = telemetry_->MetricsText()}; }},
+           {"/healthz$", [this] { return Health(); }},
+           {"/$", [this] { return Page(); }}}));
+  http_address_ = BoundAddress(address, http_->port());
+  return absl::OkStatus();
+}
+
+HttpAnswer RunningCoordinator::Health() const {
+  if (serving_) return {.text = "ok\n"};
+  return {.status = 503, .text = "draining\n"};
+}
+
+HttpAnswer RunningCoordinator::Page() const {
+  // The hub answers within a turn, or not at all if it is stopping; then the
+  // promise is broken.
+  auto promise = std::make_shared<std::promise<v1::Stats>>();
+  std::future<v1::Stats> answer = promise->get_future();
+  hub_->GetStats([promise](absl::StatusOr<v1::Stats> stats) {
+    promise->set_value(stats.value_or(v1::Stats()));
+  });
+  if (answer.wait_for(std::chrono::seconds(2)) != std::future_status::ready) {
+    return {.status = 503, .text = "busy or stopping\n"};
+  }
+  return {.text = StatusPage(answer.get())};
+}
+
+absl::Status RunningCoordinator::WriteEndpoint() const {
+  nlohmann::ordered_json json;
+  json["address"] = address_;
+  if (!http_address_.empty()) json["http"] = http_address_;
+  json["pid"] = getpid();
+  return dir_.WriteFile("endpoint.json", json.dump() + "\n");
+}
+
+void RunningCoordinator::Drain() {
+  serving_ = false;
+  if (auto* health = server_->GetHealthCheckService(); health != nullptr) {
+    health->SetServingStatus(false);
+  }
+  hub_->Drain();
+}
+
+RunningCoordinator::~RunningCoordinator() {
+  http_.reset();
+  if (server_ != nullptr) {
+    if (auto* health = server_->GetHealthCheckService(); health != nullptr) {
+      health->Shutdown();
+    }
+    hub_->EndStreams();
+    server_->Shutdown(std::chrono::system_clock::now() +
+                      std::chrono::seconds(1));
+    server_->Wait();
+  }
+  hub_->Stop();
+}
+
+}  // namespace
+
+absl::Status CoordinatorOptions::Validate() const {
+  if (!absl::StartsWith(listen, "unix:") &&
+      listen.rfind(':') == std::string::npos) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--listen ", listen, ": give HOST:PORT (port 0: any free one)"));
+  }
+  PORTOLAN_RETURN_IF_ERROR(security.Validate(listen));
+  return hub.queue.Validate();
+}
+
+absl::StatusOr<std::unique_ptr<Coordinator>> Coordinator::Start(
+    const CoordinatorOptions& options,
+    const std::vector<MakeService>& further_services) {
+  PORTOLAN_RETURN_IF_ERROR(options.Validate());
+  PORTOLAN_ASSIGN_OR_RETURN(Security security, LoadSecurity(options.security));
+  PORTOLAN_ASSIGN_OR_RETURN(DataDir dir, DataDir::Lock(options.data_dir));
+  PORTOLAN_ASSIGN_OR_RETURN(std::unique_ptr<EventLog> log,
+                            EventLog::Open(options.log_file));
+  auto telemetry = std::make_unique<Telemetry>(std::move(log));
+  StoreOptions store_options = options.store;
+  store_options.path = dir.File("requests.sqlite");
+  PORTOLAN_ASSIGN_OR_RETURN(std::unique_ptr<RequestStore> store,
+                            RequestStore::Open(store_options));
+  const absl::Time wall_now =
+      options.wall_now == absl::InfinitePast() ? absl::Now() : options.wall_now;
+  PORTOLAN_ASSIGN_OR_RETURN(
+      std::unique_ptr<RequestHub> hub,
+      RequestHub::Start(options.hub, wall_now, std::move(store), *telemetry));
+  auto coordinator = std::make_unique<RunningCoordinator>(
+      std::move(dir), std::move(telemetry), std::move(hub), std::move(security),
+      further_services);
+  PORTOLAN_RETURN_IF_ERROR(coordinator->Listen(options));
+  return coordinator;
+}
+
+}  // namespace portolan

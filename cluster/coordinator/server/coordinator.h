@@ -1,0 +1,72 @@
+#pragma once
+
+#include <grpcpp/impl/service_type.h>
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "cluster/coordinator/hub.h"
+#include "cluster/coordinator/server/caller.h"
+#include "cluster/coordinator/server/credentials.h"
+
+namespace portolan {
+
+struct CoordinatorOptions {
+  // host:port or unix:PATH; port 0 takes a free one.
+  std::string listen = "127.0.0.1:50051";
+  // Directory of the database; made if it is not there. One coordinator only.
+  std::string data_dir = {};
+  // host:port of /metrics, /healthz and a status page. Empty: none.
+  std::string http = {};
+  std::string log_file = {};  // of events; empty: stderr
+  SecurityOptions security = {};
+  int max_message_bytes = 16 << 20;
+  HubOptions hub = {};
+  StoreOptions store = {};  // its path is set by data_dir
+  // The wall clock at the start; for tests.
+  absl::Time wall_now = absl::InfinitePast();
+
+  // Errors: kInvalidArgument naming the flag.
+  absl::Status Validate() const;
+};
+
+// The coordinator as a whole: gRPC server, hub and database. What
+// `portolan coordinator` runs, and `portolan serve` in rank 0.
+//
+// Thread-safe.
+class Coordinator {
+ public:
+  // Makes a further service for the same server; what it is given outlives it.
+  using MakeService =
+      std::function<std::unique_ptr<grpc::Service>(const Gate& gate)>;
+
+  // Listens, and has written the bound address to DATA_DIR/endpoint.json.
+  // Errors: kFailedPrecondition (the data directory is another coordinator's,
+  // or of a newer portolan), kInvalidArgument, kUnavailable (the address is
+  // taken), kPermissionDenied, kDataLoss.
+  static absl::StatusOr<std::unique_ptr<Coordinator>> Start(
+      const CoordinatorOptions& options,
+      const std::vector<MakeService>& further_services = {});
+  // Ends at once: streams get UNAVAILABLE, what is accepted waits for the next
+  // start.
+  virtual ~Coordinator() = default;
+
+  // Where it listens, e.g. "127.0.0.1:43211".
+  virtual const std::string& address() const = 0;
+  // Of /metrics; empty if there is none.
+  virtual const std::string& http_address() const = 0;
+
+  // Health says NOT_SERVING, new requests get UNAVAILABLE, ranks are told to
+  // end what they have.
+  virtual void Drain() = 0;
+  // After Drain(): true once nothing runs any more and clients have it all;
+  // false after `grace`.
+  virtual bool WaitDrained(absl::Duration grace) = 0;
+};
+
+}  // namespace portolan

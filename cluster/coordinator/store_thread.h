@@ -1,0 +1,64 @@
+#pragma once
+
+#include <memory>
+#include <thread>
+#include <vector>
+
+#include "absl/functional/any_invocable.h"
+#include "absl/status/status.h"
+#include "cluster/coordinator/mailbox.h"
+#include "cluster/coordinator/request_store.h"
+
+namespace portolan {
+
+// The thread that owns the store. What is posted runs in order; everything
+// that waits goes into one transaction (group commit), with one fsync for all
+// if any of it must be durable.
+//
+// If the transaction fails, each piece runs again in one of its own, so that
+// only the piece that cannot be done fails. Tokens of running requests are
+// never given up: what says `never_fails` is tried again, and holds up all
+// behind it, until the disk has room.
+//
+// Thread-safe. `done` and `work` run on the store's thread; `work` may run more
+// than once.
+class StoreThread {
+ public:
+  enum class Durability {
+    kRead,     // nothing is written
+    kProcess,  // survives the death of the process
+    kDisk,     // and a power cut
+  };
+  struct Job {
+    Durability durability = Durability::kProcess;
+    bool never_fails = false;
+    absl::AnyInvocable<absl::Status(RequestStore&)> work;
+    absl::AnyInvocable<void(absl::Status)> done;
+  };
+
+  // `housekeeping` runs once a minute when there is nothing else to do; it
+  // returns true if there is more of it.
+  StoreThread(std::unique_ptr<RequestStore> store,
+              absl::AnyInvocable<bool(RequestStore&)> housekeeping);
+  // As Stop().
+  ~StoreThread();
+
+  void Post(Job job) { jobs_.Post(std::move(job)); }
+
+  // Does what was posted, then ends the thread.
+  void Stop();
+
+ private:
+  void Loop();
+  void RunAll(std::vector<Job>& jobs);
+  absl::Status RunTogether(std::vector<Job>& jobs);
+  void RunAlone(Job& job);
+  absl::Status Transact(Job& job);
+
+  const std::unique_ptr<RequestStore> store_;
+  absl::AnyInvocable<bool(RequestStore&)> housekeeping_;
+  Mailbox<Job> jobs_;
+  std::thread thread_;
+};
+
+}  // namespace portolan

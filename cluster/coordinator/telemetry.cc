@@ -1,0 +1,297 @@
+#include "cluster/coordinator/telemetry.h"
+
+#include <prometheus/text_serializer.h>
+
+#include <nlohmann/json.hpp>
+#include <utility>
+
+#include "absl/time/clock.h"
+
+namespace portolan {
+namespace {
+
+using Buckets = prometheus::Histogram::BucketBoundaries;
+using Json = nlohmann::ordered_json;
+
+const Buckets& TtftBuckets() {
+  static const Buckets buckets = {
+      0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75,
+      1,     2.5,   5,    7.5,  10,   20,   40,   80,  160,  640, 2560};
+  return buckets;
+}
+
+const Buckets& LatencyBuckets() {
+  static const Buckets buckets = {0.3, 0.5, 0.8, 1,   1.5, 2,    2.5,
+                                  5,   10,  15,  20,  30,  40,   50,
+                                  60,  120, 240, 480, 960, 1920, 7680};
+  return buckets;
+}
+
+const Buckets& TokenGapBuckets() {
+  static const Buckets buckets = {0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2,
+                                  0.3,  0.4,   0.5,  0.75,  1,   2.5,  5,
+                                  7.5,  10,    20,   40,    80};
+  return buckets;
+}
+
+const Buckets& CountBuckets() {
+  static const Buckets buckets = [] {
+    Buckets all;
+    for (double power = 1; power < 1e6; power *= 10) {
+      for (const double digit : {1, 2, 5}) all.push_back(digit * power);
+    }
+    return all;
+  }();
+  return buckets;
+}
+
+constexpr absl::Duration kTellDeniedAgain = absl::Minutes(1);
+constexpr size_t kMaxDeniedAddresses = 1000;
+
+std::string ModelOf(const StoredRequest& request) {
+  return request.queued.model.empty() ? "unknown" : request.queued.model;
+}
+
+std::string Dump(const Json& json) {
+  return json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+}
+
+Json Line(const char* event) {
+  Json json;
+  json["time"] =
+      absl::FormatTime(absl::RFC3339_full, absl::Now(), absl::UTCTimeZone());
+  json["event"] = event;
+  return json;
+}
+
+std::string CodeName(const absl::Status& status) {
+  return absl::StatusCodeToString(status.code());
+}
+
+std::string ReasonName(const v1::Finish& finish) {
+  switch (finish.reason()) {
+    case v1::FINISH_REASON_STOP:
+      return "stop";
+    case v1::FINISH_REASON_LENGTH:
+      return "length";
+    case v1::FINISH_REASON_CANCELLED:
+      return "abort";
+    default:
+      return "error";
+  }
+}
+
+double Seconds(absl::Duration duration) {
+  return absl::ToDoubleSeconds(duration);
+}
+
+prometheus::Gauge& MakeGauge(prometheus::Registry& registry, const char* name,
+                             const char* help) {
+  return prometheus::BuildGauge().Name(name).Help(help).Register(registry).Add(
+      {});
+}
+
+}  // namespace
+
+Telemetry::Telemetry(std::unique_ptr<EventLog> log)
+    : log_(std::move(log)),
+      waiting_(MakeGauge(registry_, "portolan_num_requests_waiting",
+                         "Requests that wait for a rank")),
+      running_(MakeGauge(registry_, "portolan_num_requests_running",
+                         "Requests that ranks work on")),
+      ranks_(MakeGauge(registry_, "portolan_ranks_attached",
+                       "Ranks whose control stream is open")) {}
+
+prometheus::Histogram& Telemetry::Histogram(const char* name, const char* help,
+                                            std::string_view model,
+                                            const Buckets& buckets) {
+  return prometheus::BuildHistogram()
+      .Name(name)
+      .Help(help)
+      .Register(registry_)
+      .Add({{"model_name", std::string(model)}}, buckets);
+}
+
+prometheus::Counter& Telemetry::Counter(const char* name, const char* help,
+                                        const Labels& labels) {
+  return prometheus::BuildCounter()
+      .Name(name)
+      .Help(help)
+      .Register(registry_)
+      .Add(labels);
+}
+
+void Telemetry::Accepted(const StoredRequest& request) {
+  Histogram("portolan_request_params_max_tokens", "max_tokens of requests",
+            ModelOf(request), CountBuckets())
+      .Observe(static_cast<double>(request.queued.max_tokens));
+}
+
+void Telemetry::Rejected(std::string_view client, std::string_view x_request_id,
+                         const absl::Status& status) {
+  Counter("portolan_admission_rejections_total",
+          "Requests that were refused, by status code",
+          {{"code", CodeName(status)}})
+      .Increment();
+  if (log_ == nullptr) return;
+  Json json = Line("rejected");
+  json["client"] = client;
+  if (!x_request_id.empty()) json["x_request_id"] = x_request_id;
+  json["code"] = CodeName(status);
+  json["message"] = std::string(status.message());
+  log_->Write(Dump(json));
+}
+
+void Telemetry::FirstToken(const StoredRequest& request, absl::Time now) {
+  Histogram("portolan_time_to_first_token_seconds",
+            "From acceptance to the first token", ModelOf(request),
+            TtftBuckets())
+      .Observe(Seconds(now - request.created));
+}
+
+void Telemetry::Tokens(const StoredRequest& request, int rank, int64_t count,
+                       absl::Duration gap) {
+  const std::string model = ModelOf(request);
+  Counter("portolan_generation_tokens_total", "Tokens generated",
+          {{"model_name", model}})
+      .Increment(static_cast<double>(count));
+  Counter("portolan_rank_tokens_total", "Tokens generated by each rank",
+          {{"rank", std::to_string(rank)}})
+      .Increment(static_cast<double>(count));
+  if (gap <= absl::ZeroDuration()) return;
+  prometheus::Histogram& histogram =
+      Histogram("portolan_inter_token_latency_seconds",
+                "Between a token and the one before", model, TokenGapBuckets());
+  const double each = Seconds(gap) / static_cast<double>(count);
+  for (int64_t i = 0; i < count; ++i) histogram.Observe(each);
+}
+
+void Telemetry::Observe(const StoredRequest& request) {
+  const std::string model = ModelOf(request);
+  const v1::Usage& usage = request.finish->usage();
+  Counter(
+      "portolan_request_success_total", "Requests by how they ended",
+      {{"model_name", model}, {"finished_reason", ReasonName(*request.finish)}})
+      .Increment();
+  Counter("portolan_prompt_tokens_total", "Prompt tokens of ended requests",
+          {{"model_name", model}})
+      .Increment(usage.prompt_tokens());
+  Histogram("portolan_request_prompt_tokens", "Prompt tokens of a request",
+            model, CountBuckets())
+      .Observe(usage.prompt_tokens());
+  Histogram("portolan_request_generation_tokens",
+            "Tokens generated for a request", model, CountBuckets())
+      .Observe(usage.completion_tokens());
+  const auto latency = [&](const char* name, const char* help,
+                           absl::Duration duration) {
+    Histogram(name, help, model, LatencyBuckets()).Observe(Seconds(duration));
+  };
+  latency("portolan_e2e_request_latency_seconds",
+          "From acceptance to the end of a request",
+          request.ended - request.created);
+  if (request.assigned == absl::InfiniteFuture()) return;
+  latency("portolan_request_queue_time_seconds",
+          "From acceptance to the first assignment",
+          request.assigned - request.created);
+  latency("portolan_request_inference_time_seconds",
+          "From the first assignment to the end",
+          request.ended - request.assigned);
+  if (request.first_token == absl::InfiniteFuture()) return;
+  latency("portolan_request_prefill_time_seconds",
+          "From the first assignment to the first token",
+          request.first_token - request.assigned);
+  latency("portolan_request_decode_time_seconds",
+          "From the first token to the end",
+          request.ended - request.first_token);
+}
+
+void Telemetry::Ended(const StoredRequest& request) {
+  Observe(request);
+  if (log_ == nullptr) return;
+  const v1::Finish& finish = *request.finish;
+  Json json = Line("request");
+  json["request_id"] = request.id;
+  if (!request.x_request_id.empty()) {
+    json["x_request_id"] = request.x_request_id;
+  }
+  if (!request.request.custom_id().empty()) {
+    json["custom_id"] = request.request.custom_id();
+  }
+  json["client"] = request.queued.client;
+  json["model"] = request.queued.model;
+  json["reason"] = ReasonName(finish);
+  if (finish.has_error()) {
+    json["code"] = absl::StatusCodeToString(
+        static_cast<absl::StatusCode>(finish.error().code()));
+    json["message"] = finish.error().message();
+  }
+  json["prompt_tokens"] = finish.usage().prompt_tokens();
+  json["tokens"] = finish.usage().completion_tokens();
+  json["attempt"] = request.queued.attempt;
+  json["deaths"] = request.queued.deaths;
+  if (request.assigned != absl::InfiniteFuture()) {
+    json["queue_s"] = Seconds(request.assigned - request.created);
+  }
+  json["ttft_s"] = finish.ttft_s();
+  json["tpot_s"] = finish.tpot_s();
+  json["e2e_s"] = Seconds(request.ended - request.created);
+  log_->Write(Dump(json));
+}
+
+void Telemetry::RankAttached(const RankRegistration& rank, int64_t num_held) {
+  if (log_ == nullptr) return;
+  Json json = Line("rank_attached");
+  json["job"] = rank.job;
+  json["rank"] = rank.rank;
+  json["host"] = rank.host;
+  json["world_size"] = rank.world_size;
+  json["model"] = rank.model_name;
+  json["numerics_id"] = rank.numerics_id;
+  json["held"] = num_held;
+  log_->Write(Dump(json));
+}
+
+void Telemetry::RankEnded(std::string_view job, int rank,
+                          const absl::Status& status) {
+  if (log_ == nullptr) return;
+  Json json = Line("rank_ended");
+  json["job"] = job;
+  json["rank"] = rank;
+  json["code"] = CodeName(status);
+  json["message"] = std::string(status.message());
+  log_->Write(Dump(json));
+}
+
+void Telemetry::Load(int64_t queued, int64_t running, int64_t ranks) {
+  waiting_.Set(static_cast<double>(queued));
+  running_.Set(static_cast<double>(running));
+  ranks_.Set(static_cast<double>(ranks));
+}
+
+void Telemetry::Denied(std::string_view address, const absl::Status& status) {
+  Counter("portolan_denied_calls_total",
+          "Calls without valid credentials, by status code",
+          {{"code", CodeName(status)}})
+      .Increment();
+  {
+    const absl::Time now = absl::Now();
+    MutexLock lock(mu_);
+    std::erase_if(denied_, [&](const auto& entry) {
+      return entry.second + kTellDeniedAgain <= now;
+    });
+    if (denied_.size() >= kMaxDeniedAddresses) return;
+    if (!denied_.emplace(std::string(address), now).second) return;
+  }
+  if (log_ == nullptr) return;
+  Json json = Line("denied");
+  json["address"] = address;
+  json["code"] = CodeName(status);
+  json["message"] = std::string(status.message());
+  log_->Write(Dump(json));
+}
+
+std::string Telemetry::MetricsText() const {
+  return prometheus::TextSerializer().Serialize(registry_.Collect());
+}
+
+}  // namespace portolan

@@ -1,0 +1,73 @@
+#pragma once
+
+#include <prometheus/counter.h>
+#include <prometheus/family.h>
+#include <prometheus/gauge.h>
+#include <prometheus/histogram.h>
+#include <prometheus/registry.h>
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "cluster/coordinator/event_log.h"
+#include "cluster/coordinator/request_queue.h"
+#include "cluster/coordinator/request_store.h"
+#include "runtime/base/mutex.h"
+
+namespace portolan {
+
+// What the coordinator tells the world about its work: Prometheus metrics with
+// the stems and buckets of vLLM's (portolan_ for vllm:), and log lines.
+//
+// Thread-safe.
+class Telemetry {
+ public:
+  // `log` may be null: no lines.
+  explicit Telemetry(std::unique_ptr<EventLog> log);
+
+  void Accepted(const StoredRequest& request);
+  void Rejected(std::string_view client, std::string_view x_request_id,
+                const absl::Status& status);
+  void Ended(const StoredRequest& request);
+  void FirstToken(const StoredRequest& request, absl::Time now);
+  // `gap`: since the tokens before; zero for the first ones.
+  void Tokens(const StoredRequest& request, int rank, int64_t count,
+              absl::Duration gap);
+  void RankAttached(const RankRegistration& rank, int64_t num_held);
+  void RankEnded(std::string_view job, int rank, const absl::Status& status);
+  void Load(int64_t queued, int64_t running, int64_t ranks);
+  // A call without valid credentials. Lines come at most once a minute for one
+  // address, and for 1,000 addresses in all.
+  void Denied(std::string_view address, const absl::Status& status);
+
+  // The text of /metrics.
+  std::string MetricsText() const;
+
+ private:
+  template <typename Metric>
+  using Family = prometheus::Family<Metric>;
+  using Labels = std::map<std::string, std::string>;
+
+  prometheus::Histogram& Histogram(
+      const char* name, const char* help, std::string_view model,
+      const prometheus::Histogram::BucketBoundaries& buckets);
+  prometheus::Counter& Counter(const char* name, const char* help,
+                               const Labels& labels);
+  void Observe(const StoredRequest& request);
+
+  const std::unique_ptr<EventLog> log_;
+  prometheus::Registry registry_;
+  prometheus::Gauge& waiting_;
+  prometheus::Gauge& running_;
+  prometheus::Gauge& ranks_;
+  Mutex mu_;
+  std::map<std::string, absl::Time> denied_ ABSL_GUARDED_BY(mu_);
+};
+
+}  // namespace portolan

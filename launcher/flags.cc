@@ -1,0 +1,60 @@
+#include "launcher/flags.h"
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
+#include "runtime/base/units.h"
+
+namespace portolan {
+namespace {
+
+std::string EnvironmentName(std::string_view flag) {
+  return absl::StrCat("PORTOLAN_",
+                      absl::AsciiStrToUpper(absl::StrReplaceAll(
+                          std::string(flag.substr(2)), {{"-", "_"}})));
+}
+
+}  // namespace
+
+CLI::Option* WithEnvironment(CLI::Option* option, std::string_view flag) {
+  return option->envname(EnvironmentName(flag));
+}
+
+absl::StatusOr<absl::Duration> ParseDurationFlag(std::string_view text) {
+  std::string unit(text);
+  double number = 0;
+  absl::Duration duration;
+  if (absl::SimpleAtod(unit, &number)) {
+    duration = absl::Seconds(number);
+  } else if (unit.ends_with('d') &&
+             absl::SimpleAtod(unit.substr(0, unit.size() - 1), &number)) {
+    duration = absl::Hours(24) * number;
+  } else if (!absl::ParseDuration(unit, &duration)) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "'", unit, "' is no time; write 10s, 500ms, 1.5h, 7d or seconds"));
+  }
+  if (duration < absl::ZeroDuration()) {
+    return absl::InvalidArgumentError(absl::StrCat("'", unit, "' is negative"));
+  }
+  return duration;
+}
+
+CLI::Option* AddDurationFlag(CLI::App& command, const char* flag,
+                             absl::Duration& value, const char* help) {
+  return AddParsedFlag<absl::Duration>(
+             command, flag, ParseDurationFlag,
+             [&value](absl::Duration duration) { value = duration; }, help)
+      ->default_str(value == absl::InfiniteDuration()
+                        ? "none"
+                        : absl::FormatDuration(value));
+}
+
+CLI::Option* AddBytesFlag(CLI::App& command, const char* flag, int64_t& value,
+                          const char* help) {
+  return AddParsedFlag<int64_t>(
+      command, flag, [](std::string_view text) { return ParseBytes(text); },
+      [&value](int64_t bytes) { value = bytes; }, help);
+}
+
+}  // namespace portolan

@@ -1,0 +1,56 @@
+#pragma once
+
+#include <functional>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include "CLI/CLI.hpp"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+
+// How the programs declare flags: every flag also comes from the environment,
+// --expert-memory from PORTOLAN_EXPERT_MEMORY.
+
+namespace portolan {
+
+CLI::Option* WithEnvironment(CLI::Option* option, std::string_view flag);
+
+template <typename T>
+CLI::Option* AddFlag(CLI::App& command, const char* flag, T& value,
+                     const char* help) {
+  return WithEnvironment(
+      command.add_option(flag, value, help)->capture_default_str(), flag);
+}
+
+// A flag whose text `parse` turns into a value, or into an error that CLI11
+// reports as one of usage.
+template <typename T>
+CLI::Option* AddParsedFlag(
+    CLI::App& command, const char* flag,
+    std::function<absl::StatusOr<T>(std::string_view)> parse,
+    std::function<void(T)> set, const char* help) {
+  CLI::Option* option = command.add_option_function<std::string>(
+      flag,
+      [flag, parse, set](const std::string& text) {
+        absl::StatusOr<T> value = parse(text);
+        if (!value.ok()) {
+          throw CLI::ValidationError(flag,
+                                     std::string(value.status().message()));
+        }
+        set(*std::move(value));
+      },
+      help);
+  return WithEnvironment(option, flag);
+}
+
+// "10s", "1.5h", "7d", or a number of seconds.
+// Errors: kInvalidArgument naming the text.
+absl::StatusOr<absl::Duration> ParseDurationFlag(std::string_view text);
+CLI::Option* AddDurationFlag(CLI::App& command, const char* flag,
+                             absl::Duration& value, const char* help);
+// "64MiB" and the like; see ParseBytes().
+CLI::Option* AddBytesFlag(CLI::App& command, const char* flag, int64_t& value,
+                          const char* help);
+
+}  // namespace portolan

@@ -1,0 +1,534 @@
+#include <arpa/inet.h>
+#include <gmock/gmock.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <atomic>
+
+#include "proto/health.grpc.pb.h"
+#include "proto/rpc_status.pb.h"
+#include "tests/coordinator_server_fixture.h"
+
+namespace portolan {
+namespace {
+
+using ::testing::HasSubstr;
+using ::testing::SizeIs;
+using Kind = v1::CoordinatorMessage;
+
+class CoordinatorFaultsTest : public CoordinatorTest {
+ protected:
+  // The registration of a process that holds `assign` with its tokens
+  // [held_from, next).
+  static v1::Register Holding(const v1::Assign& assign, uint32_t held_from,
+                              uint32_t next, uint64_t incarnation = 1) {
+    v1::Register registration = FakeRank::Registration(0, incarnation);
+    v1::RunningRequest& running = *registration.add_running();
+    running.set_request_id(assign.request_id());
+    running.set_attempt(assign.attempt());
+    running.set_held_from(held_from);
+    running.set_next_offset(next);
+    return registration;
+  }
+  std::string HttpGet(const std::string& path) {
+    const std::string& address = coordinator_->http_address();
+    const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    sockaddr_in to = {};
+    to.sin_family = AF_INET;
+    to.sin_port = htons(static_cast<uint16_t>(
+        std::stoi(address.substr(address.rfind(':') + 1))));
+    inet_pton(AF_INET, "127.0.0.1", &to.sin_addr);
+    EXPECT_EQ(connect(fd, reinterpret_cast<sockaddr*>(&to), sizeof(to)), 0);
+    const std::string request =
+        "GET " + path + " HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    EXPECT_GT(send(fd, request.data(), request.size(), MSG_NOSIGNAL), 0);
+    std::string answer;
+    char buffer[4096];
+    for (ssize_t n; (n = recv(fd, buffer, sizeof(buffer), 0)) > 0;) {
+      answer.append(buffer, static_cast<size_t>(n));
+    }
+    close(fd);
+    return answer;
+  }
+  // Attaches a new process of the rank as soon as the old one is given up.
+  std::unique_ptr<FakeRank> Successor(uint64_t incarnation) {
+    const absl::Time deadline = absl::Now() + kTestPatience;
+    while (absl::Now() < deadline) {
+      auto rank = NewRank();
+      if (rank->Attach(FakeRank::Registration(0, incarnation)).heartbeat_ms() >
+          0) {
+        return rank;
+      }
+    }
+    return nullptr;
+  }
+};
+
+TEST_F(CoordinatorFaultsTest, TakesTokensOnceHoweverOftenTheyAreSent) {
+  Start();
+  const auto rank = AttachedRank();
+  Stream stream(*this, Request());
+  const v1::Assign assign = rank->NextAssign();
+
+  rank->SendTokens(assign, 0, 3);
+  rank->SendTokens(assign, 0, 3);
+  rank->SendTokens(assign, 1, 4);
+  rank->SendTokens(assign, 4, 2, v1::FINISH_REASON_STOP);
+  stream.ReadAll();
+
+  EXPECT_EQ(stream.tokens, Count(0, 6));
+  EXPECT_EQ(stream.text, "0 1 2 3 4 5 ");
+}
+
+TEST_F(CoordinatorFaultsTest, AsksForTokensThatAreMissing) {
+  Start();
+  const auto rank = AttachedRank();
+  Stream stream(*this, Request());
+  const v1::Assign assign = rank->NextAssign();
+
+  rank->SendTokens(assign, 0, 2);
+  rank->SendTokens(assign, 4, 2);
+  const auto resend = rank->Next(Kind::kResend);
+
+  ASSERT_TRUE(resend.has_value());
+  EXPECT_EQ(resend->resend().next_offset(), 2u);
+  rank->SendTokens(assign, 2, 4, v1::FINISH_REASON_STOP);
+  stream.ReadAll();
+  EXPECT_EQ(stream.tokens, Count(0, 6));
+}
+
+TEST_F(CoordinatorFaultsTest, ARankThatComesBackGoesOnWhereItWas) {
+  Start();
+  auto rank = AttachedRank();
+  Stream stream(*this, Request());
+  const v1::Assign assign = rank->NextAssign();
+  rank->SendTokens(assign, 0, 2);
+  rank->Next(Kind::kAck);
+  rank->Break();
+  rank->Ended();
+
+  rank = NewRank();
+  const v1::Accepted accepted = rank->Attach(Holding(assign, 2, 5));
+
+  ASSERT_EQ(accepted.resume_size(), 1);
+  EXPECT_FALSE(accepted.resume(0).drop());
+  EXPECT_EQ(accepted.resume(0).next_offset(), 2u);
+  rank->SendTokens(assign, 2, 3, v1::FINISH_REASON_STOP);
+  stream.ReadAll();
+  EXPECT_EQ(stream.tokens, Count(0, 5));
+}
+
+TEST_F(CoordinatorFaultsTest, AnotherRankGoesOnFromTheTokensThatWereKept) {
+  Start();
+  auto first = AttachedRank(0);
+  const auto second = AttachedRank(1);
+  Stream stream(*this, Request());
+  const v1::Assign assign = first->NextAssign();
+  first->SendTokens(assign, 0, 2);
+  first->Next(Kind::kAck);
+
+  first->Goodbye(false);
+  const v1::Assign again = second->NextAssign();
+
+  EXPECT_EQ(again.request_id(), assign.request_id());
+  EXPECT_EQ(again.attempt(), 2u);
+  EXPECT_THAT(again.prefix(), SizeIs(2));
+  EXPECT_EQ(again.params().seed(), assign.params().seed());
+  second->SendTokens(again, 2, 2, v1::FINISH_REASON_LENGTH);
+  stream.ReadAll();
+  EXPECT_EQ(stream.tokens, Count(0, 4));
+}
+
+TEST_F(CoordinatorFaultsTest, TokensOfAnOlderAttemptAreFencedOff) {
+  Start();
+  auto first = AttachedRank(0);
+  const auto second = AttachedRank(1);
+  Stream stream(*this, Request());
+  const v1::Assign old = first->NextAssign();
+  v1::RankMessage release;
+  release.mutable_release()->add_requests()->set_request_id(old.request_id());
+  release.mutable_release()->mutable_requests(0)->set_attempt(old.attempt());
+  v1::RankMessage busy;
+  busy.mutable_heartbeat()->set_draining(true);
+  first->Send(busy);
+  first->Send(release);
+  const v1::Assign assign = second->NextAssign();
+
+  v1::RankMessage stale;
+  v1::TokenDelta& delta = *stale.mutable_tokens()->add_deltas();
+  delta = FakeRank::Delta(old, 0, 1);
+  delta.set_token_ids(0, 999);
+  first->Send(stale);
+  const auto cancel = first->Next(Kind::kCancel);
+  second->SendTokens(assign, 0, 2, v1::FINISH_REASON_STOP);
+  stream.ReadAll();
+
+  ASSERT_TRUE(cancel.has_value());
+  EXPECT_EQ(cancel->cancel().attempt(), old.attempt());
+  EXPECT_EQ(stream.tokens, Count(0, 2));
+}
+
+TEST_F(CoordinatorFaultsTest, ARequestThatKillsItsRankThreeTimesIsPoison) {
+  Start();
+  Stream stream(*this, Request());
+  for (uint64_t incarnation = 1; incarnation <= 3; ++incarnation) {
+    const auto rank = Successor(incarnation);
+    ASSERT_NE(rank, nullptr);
+    EXPECT_EQ(rank->NextAssign().attempt(), incarnation);
+    rank->Goodbye(false);
+    rank->Ended();
+  }
+  stream.ReadAll();
+
+  EXPECT_EQ(stream.status.error_code(), grpc::StatusCode::INTERNAL);
+  EXPECT_THAT(stream.status.error_message(), HasSubstr("poison"));
+  EXPECT_EQ(stream.finish.reason(), v1::FINISH_REASON_ERROR);
+  EXPECT_EQ(Get(stream.id).state(), v1::REQUEST_STATE_FAILED);
+}
+
+TEST_F(CoordinatorFaultsTest, ACoordinatorThatRestartsFindsItsRunningRanks) {
+  options_.hub.queue.reattach = kTestPatience;
+  Start();
+  auto rank = AttachedRank();
+  const std::string id = Submit().response.request_id();
+  const v1::Assign assign = rank->NextAssign();
+  rank->SendTokens(assign, 0, 2);
+  rank->Next(Kind::kAck);
+  Stop();
+  Start();
+  const auto stranger = AttachedRank(1);
+
+  rank = NewRank();
+  const v1::Accepted accepted = rank->Attach(Holding(assign, 2, 4));
+  ASSERT_EQ(accepted.resume_size(), 1);
+  EXPECT_FALSE(accepted.resume(0).drop());
+  rank->SendTokens(assign, 2, 2, v1::FINISH_REASON_STOP);
+  Stream stream(*this, id, 1);
+  stream.ReadAll();
+
+  EXPECT_EQ(stream.tokens, Count(1, 3));
+  EXPECT_EQ(Get(id).attempt(), 1u) << "it was given to the other rank";
+}
+
+TEST_F(CoordinatorFaultsTest,
+       NothingIsAssignedAnewBeforeTheReattachTimeIsOver) {
+  options_.hub.queue.reattach = absl::Milliseconds(400);
+  Start();
+  auto rank = AttachedRank();
+  Submit();
+  rank->NextAssign();
+  const auto other = AttachedRank(1);
+
+  const absl::Time broken = absl::Now();
+  rank->Break();
+  const v1::Assign again = other->NextAssign();
+
+  EXPECT_EQ(again.attempt(), 2u);
+  EXPECT_GE(absl::Now() - broken, absl::Milliseconds(350));
+}
+
+TEST_F(CoordinatorFaultsTest, AClientThatGoesAwayCancelsItsRequest) {
+  Start();
+  const auto rank = AttachedRank();
+  Stream stream(*this, Request());
+  const v1::Assign assign = rank->NextAssign();
+  stream.Read();
+
+  stream.Cancel();
+  const auto cancel = rank->Next(Kind::kCancel);
+
+  ASSERT_TRUE(cancel.has_value());
+  EXPECT_EQ(cancel->cancel().request_id(), assign.request_id());
+  EXPECT_EQ(Get(assign.request_id()).state(), v1::REQUEST_STATE_CANCELLED);
+}
+
+TEST_F(CoordinatorFaultsTest, ASubmittedRequestOutlivesItsWatchers) {
+  Start();
+  const auto rank = AttachedRank();
+  const std::string id = Submit().response.request_id();
+  const v1::Assign assign = rank->NextAssign();
+  {
+    Stream stream(*this, id, 0);
+    stream.Read();
+  }
+  rank->SendTokens(assign, 0, 1, v1::FINISH_REASON_STOP);
+
+  Stream stream(*this, id, 0);
+  stream.ReadAll();
+  EXPECT_EQ(stream.tokens, Count(0, 1));
+}
+
+TEST_F(CoordinatorFaultsTest, ADeadlineEndsARequestInDecode) {
+  Start();
+  const auto rank = AttachedRank();
+  v1::GenerateRequest request = Request();
+  request.mutable_timeout()->set_nanos(50'000'000);
+  Stream stream(*this, request);
+  const v1::Assign assign = rank->NextAssign();
+  EXPECT_LE(assign.timeout_ms(), 50u);
+  rank->SendTokens(assign, 0, 1);
+
+  stream.ReadAll();
+
+  EXPECT_EQ(stream.status.error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
+  EXPECT_EQ(stream.tokens, Count(0, 1));
+  EXPECT_TRUE(rank->Next(Kind::kCancel).has_value());
+}
+
+TEST_F(CoordinatorFaultsTest, ADeadlineEndsARequestThatWaits) {
+  Start();
+  v1::GenerateRequest request = Request();
+  request.mutable_timeout()->set_nanos(50'000'000);
+
+  Stream stream(*this, request);
+  stream.ReadAll();
+
+  EXPECT_EQ(stream.status.error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
+}
+
+TEST_F(CoordinatorFaultsTest, TheCallsOwnDeadlineCountsToo) {
+  Start();
+  const auto rank = AttachedRank();
+  Stream stream(*this, Request(), absl::Milliseconds(200));
+  const v1::Assign assign = rank->NextAssign();
+  EXPECT_LE(assign.timeout_ms(), 200u);
+
+  stream.ReadAll();
+
+  EXPECT_EQ(stream.status.error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
+  EXPECT_TRUE(rank->Next(Kind::kCancel).has_value());
+}
+
+TEST_F(CoordinatorFaultsTest, AFullQueueSaysWhenToTryAgain) {
+  options_.hub.queue.max_queued_requests = 2;
+  Start();
+  Submit();
+  Submit(Request("key"));
+
+  grpc::ClientContext context;
+  v1::SubmitResponse response;
+  const grpc::Status status = client_->Submit(&context, Request(), &response);
+
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  google::rpc::Status details;
+  ASSERT_TRUE(details.ParseFromString(status.error_details()));
+  google::rpc::RetryInfo info;
+  ASSERT_TRUE(details.details(0).UnpackTo(&info));
+  EXPECT_GE(info.retry_delay().seconds(), 1);
+  const auto& trailers = context.GetServerTrailingMetadata();
+  ASSERT_TRUE(trailers.contains("grpc-retry-pushback-ms"));
+  EXPECT_TRUE(Submit(Request("key")).response.existed())
+      << "a retry of what was accepted is no new request";
+}
+
+TEST_F(CoordinatorFaultsTest, AQuotaBindsOneClient) {
+  options_.hub.queue.max_client_requests = 1;
+  Start();
+  EXPECT_TRUE(Submit().status.ok());
+
+  const auto second = Submit();
+
+  EXPECT_EQ(second.status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_THAT(second.status.error_message(), HasSubstr("--client-requests"));
+}
+
+TEST_F(CoordinatorFaultsTest, AWatcherThatDoesNotReadHoldsUpNobody) {
+  Start();
+  const auto rank = AttachedRank();
+  v1::GenerateRequest request;
+  request.set_text("prompt");
+  request.mutable_params()->set_max_tokens(100'000);
+  const std::string id = Submit(request).response.request_id();
+  const v1::Assign assign = rank->NextAssign();
+  Stream lazy(*this, id, 0);
+  Stream eager(*this, id, 0);
+
+  for (int first = 0; first < 100'000; first += 1000) {
+    rank->SendTokens(assign, first, 1000);
+  }
+  rank->SendTokens(assign, 100'000, 0, v1::FINISH_REASON_LENGTH);
+  eager.ReadAll();
+  lazy.ReadAll();
+
+  EXPECT_THAT(eager.tokens, SizeIs(100'000));
+  EXPECT_EQ(lazy.tokens, eager.tokens);
+  EXPECT_EQ(lazy.text, eager.text);
+}
+
+TEST_F(CoordinatorFaultsTest, DrainEndsWhatRunsAndTakesNothingNew) {
+  Start();
+  const auto rank = AttachedRank();
+  Stream stream(*this, Request());
+  const v1::Assign assign = rank->NextAssign();
+  const auto channel = grpc::CreateChannel(coordinator_->address(),
+                                           grpc::InsecureChannelCredentials());
+  const auto health = grpc::health::v1::Health::NewStub(channel);
+  const auto serving = [&] {
+    grpc::ClientContext context;
+    grpc::health::v1::HealthCheckResponse response;
+    EXPECT_TRUE(health->Check(&context, {}, &response).ok());
+    return response.status() == grpc::health::v1::HealthCheckResponse::SERVING;
+  };
+  EXPECT_TRUE(serving());
+
+  coordinator_->Drain();
+  EXPECT_TRUE(rank->Next(Kind::kDrain).has_value());
+  EXPECT_FALSE(serving());
+  const auto refused = Submit();
+  EXPECT_EQ(refused.status.error_code(), grpc::StatusCode::UNAVAILABLE);
+  EXPECT_FALSE(coordinator_->WaitDrained(absl::ZeroDuration()));
+  rank->SendTokens(assign, 0, 2, v1::FINISH_REASON_STOP);
+  stream.ReadAll();
+
+  EXPECT_TRUE(coordinator_->WaitDrained(kTestPatience));
+  EXPECT_EQ(stream.tokens, Count(0, 2));
+  EXPECT_TRUE(stream.status.ok());
+}
+
+TEST_F(CoordinatorFaultsTest, AClientIsToldToComeBackAfterAStop) {
+  Start();
+  Stream stream(*this, Request());
+  stream.Read();
+
+  Stop();
+  stream.ReadAll();
+
+  EXPECT_EQ(stream.status.error_code(), grpc::StatusCode::UNAVAILABLE);
+  options_.hub.queue.reattach = kTestPatience;
+  Start();
+  EXPECT_EQ(Get(stream.id).state(), v1::REQUEST_STATE_QUEUED);
+}
+
+TEST_F(CoordinatorFaultsTest, AnOddRankIsNamed) {
+  Start();
+  const auto rank = AttachedRank(0);
+  const auto odd = NewRank();
+  v1::Register registration = FakeRank::Registration(1, 2);
+  registration.mutable_model()->set_numerics_id("n2");
+  odd->Attach(registration);
+
+  const grpc::Status status = odd->Ended();
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::FAILED_PRECONDITION);
+  EXPECT_THAT(status.error_message(), HasSubstr("rank 1"));
+  EXPECT_THAT(status.error_message(), HasSubstr("n2"));
+}
+
+TEST_F(CoordinatorFaultsTest, ASecondProcessOfALivingRankIsRefused) {
+  Start();
+  const auto rank = AttachedRank(0, 1);
+  const auto twin = NewRank();
+  twin->Attach(FakeRank::Registration(0, 2));
+
+  EXPECT_EQ(twin->Ended().error_code(), grpc::StatusCode::ALREADY_EXISTS);
+}
+
+TEST_F(CoordinatorFaultsTest, ARankThatSpeaksOutOfTurnIsRefused) {
+  Start();
+  const auto rank = NewRank();
+  rank->Send([] {
+    v1::RankMessage message;
+    message.mutable_heartbeat();
+    return message;
+  }());
+  EXPECT_EQ(rank->Ended().error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+
+  const auto old = NewRank();
+  v1::Register registration = FakeRank::Registration();
+  registration.set_protocol_version(2);
+  old->Attach(registration);
+  EXPECT_EQ(old->Ended().error_code(), grpc::StatusCode::FAILED_PRECONDITION);
+}
+
+TEST_F(CoordinatorFaultsTest, AFullDiskRefusesNewRequestsAndEndsRunningOnes) {
+  std::atomic<int64_t> free_bytes = int64_t{1} << 40;
+  options_.store.free_bytes = [&](const std::string&) {
+    return free_bytes.load();
+  };
+  Start();
+  const auto rank = AttachedRank();
+  Stream stream(*this, Request());
+  const v1::Assign assign = rank->NextAssign();
+  free_bytes = 1000;
+
+  const auto refused = Submit();
+  rank->SendTokens(assign, 0, 3, v1::FINISH_REASON_STOP);
+  stream.ReadAll();
+
+  EXPECT_EQ(refused.status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_THAT(refused.status.error_message(), HasSubstr("--min-free-disk"));
+  EXPECT_THAT(refused.status.error_details(), HasSubstr("RetryInfo"));
+  EXPECT_TRUE(stream.status.ok());
+  EXPECT_EQ(stream.tokens, Count(0, 3));
+  EXPECT_EQ(Stats().queued(), 0u);
+  free_bytes = int64_t{1} << 40;
+  EXPECT_TRUE(Submit().status.ok());
+}
+
+TEST_F(CoordinatorFaultsTest, AClockThatWasSetBackChangesNoOrderAndNoDeadline) {
+  const absl::Time noon = absl::FromUnixSeconds(1'800'000'000);
+  options_.wall_now = noon;
+  Start();
+  v1::GenerateRequest request = Request();
+  request.mutable_timeout()->set_seconds(60);
+  const std::string first = Submit(request).response.request_id();
+  Stop();
+
+  options_.wall_now = noon - absl::Hours(5);
+  Start();
+  const std::string second = Submit().response.request_id();
+
+  const v1::RequestInfo before = Get(first);
+  const v1::RequestInfo after = Get(second);
+  EXPECT_EQ(before.state(), v1::REQUEST_STATE_QUEUED);
+  EXPECT_GE(after.created().seconds(), before.created().seconds());
+  const auto rank = AttachedRank();
+  const v1::Assign assign = rank->NextAssign();
+  EXPECT_EQ(assign.request_id(), first) << "the older one goes first";
+  EXPECT_LE(assign.timeout_ms(), 60'000u);
+  EXPECT_GE(assign.timeout_ms(), 30'000u);
+}
+
+TEST_F(CoordinatorFaultsTest, ServesMetricsHealthAndAPageForPeople) {
+  options_.http = "127.0.0.1:0";
+  Start();
+  const auto rank = AttachedRank();
+  Stream stream(*this, Request());
+  rank->SendTokens(rank->NextAssign(), 0, 3, v1::FINISH_REASON_STOP);
+  stream.ReadAll();
+
+  EXPECT_THAT(HttpGet("/metrics"),
+              HasSubstr("portolan_generation_tokens_total{model_name=\"tiny\"} "
+                        "3"));
+  EXPECT_THAT(HttpGet("/healthz"), HasSubstr("200 OK"));
+  EXPECT_THAT(HttpGet("/"), HasSubstr("1 done"));
+  EXPECT_THAT(HttpGet("/nothing"), HasSubstr("404"));
+  coordinator_->Drain();
+  EXPECT_THAT(HttpGet("/healthz"), HasSubstr("503"));
+}
+
+TEST_F(CoordinatorFaultsTest, SendsBackTheCallersRequestId) {
+  Start();
+  grpc::ClientContext context;
+  context.AddMetadata("x-request-id", "mine");
+  v1::SubmitResponse response;
+  ASSERT_TRUE(client_->Submit(&context, Request(), &response).ok());
+
+  const auto& metadata = context.GetServerInitialMetadata();
+  ASSERT_TRUE(metadata.contains("x-request-id"));
+  EXPECT_EQ(metadata.find("x-request-id")->second, "mine");
+}
+
+TEST_F(CoordinatorFaultsTest, OversizedMessagesAreRefused) {
+  options_.max_message_bytes = 100'000;
+  Start();
+  v1::GenerateRequest request;
+  request.set_text(std::string(200'000, 'x'));
+
+  EXPECT_EQ(Submit(request).status.error_code(),
+            grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_TRUE(Submit().status.ok());
+}
+
+}  // namespace
+}  // namespace portolan

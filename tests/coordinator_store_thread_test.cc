@@ -1,0 +1,113 @@
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <latch>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "cluster/coordinator/store_thread.h"
+
+namespace portolan {
+namespace {
+
+using ::testing::ElementsAre;
+
+class StoreThreadTest : public ::testing::Test {
+ protected:
+  StoreThreadTest() {
+    const auto* info = ::testing::UnitTest::GetInstance()->current_test_info();
+    dir_ = std::filesystem::path(::testing::TempDir()) /
+           (std::string("store_thread_") + info->name());
+    std::filesystem::remove_all(dir_);
+    std::filesystem::create_directories(dir_);
+    auto store =
+        RequestStore::Open({.path = (dir_ / "requests.sqlite").string()});
+    thread_.emplace(*std::move(store), [](RequestStore&) { return false; });
+  }
+  ~StoreThreadTest() override { std::filesystem::remove_all(dir_); }
+
+  static StoredRequest Request(int64_t seq) {
+    StoredRequest stored;
+    stored.queued.seq = seq;
+    stored.created = absl::UnixEpoch();
+    return stored;
+  }
+  // Holds up the thread, so that what is posted meanwhile becomes one group.
+  void Hold(std::latch& until) {
+    thread_->Post({.durability = StoreThread::Durability::kRead,
+                   .work =
+                       [&until](RequestStore&) {
+                         until.wait();
+                         return absl::OkStatus();
+                       },
+                   .done = [](absl::Status) {}});
+  }
+  void Insert(int64_t seq, std::vector<std::string>& log) {
+    thread_->Post({.durability = StoreThread::Durability::kDisk,
+                   .work =
+                       [seq](RequestStore& store) {
+                         return store.Insert(Request(seq)).status();
+                       },
+                   .done =
+                       [seq, &log](absl::Status status) {
+                         log.push_back(std::to_string(seq) +
+                                       (status.ok() ? " ok" : " failed"));
+                       }});
+  }
+
+  std::filesystem::path dir_;
+  std::optional<StoreThread> thread_;
+};
+
+TEST_F(StoreThreadTest, OneGroupIsKeptInOrder) {
+  std::latch open(1);
+  std::vector<std::string> log;
+  Hold(open);
+  for (int64_t seq = 1; seq <= 3; ++seq) Insert(seq, log);
+
+  open.count_down();
+  thread_->Stop();
+
+  EXPECT_THAT(log, ElementsAre("1 ok", "2 ok", "3 ok"));
+}
+
+TEST_F(StoreThreadTest, OnlyThePieceThatCannotBeDoneFails) {
+  std::latch open(1);
+  std::vector<std::string> log;
+  Hold(open);
+  Insert(1, log);
+  Insert(1, log);  // the same number again
+  Insert(2, log);
+
+  open.count_down();
+  thread_->Stop();
+
+  EXPECT_THAT(log, ElementsAre("1 ok", "1 failed", "2 ok"));
+}
+
+TEST_F(StoreThreadTest, TokensAreTriedAgainUntilTheDiskHasRoom) {
+  std::vector<std::string> log;
+  int tries = 0;
+  thread_->Post({.durability = StoreThread::Durability::kProcess,
+                 .never_fails = true,
+                 .work = [&tries](RequestStore&) -> absl::Status {
+                   if (++tries < 4) return absl::ResourceExhaustedError("full");
+                   return absl::OkStatus();
+                 },
+                 .done =
+                     [&log](absl::Status status) {
+                       log.push_back(status.ok() ? "tokens ok"
+                                                 : "tokens failed");
+                     }});
+  Insert(1, log);
+
+  thread_->Stop();
+
+  EXPECT_EQ(tries, 4);
+  EXPECT_THAT(log, ElementsAre("tokens ok", "1 ok"));
+}
+
+}  // namespace
+}  // namespace portolan
