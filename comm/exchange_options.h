@@ -9,6 +9,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
+#include "runtime/base/profile.h"
 
 namespace portolan {
 
@@ -71,6 +72,7 @@ struct ExchangeOptions {
   absl::Duration timeout_per_mib = absl::Milliseconds(100);
 
   PhaseHook phase_hook;
+  Profile* profile = nullptr;  // may be null; must outlive the exchange
 
   // Errors: kInvalidArgument naming the field.
   absl::Status Validate() const;

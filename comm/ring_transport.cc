@@ -202,18 +202,20 @@ absl::Status RingTransport::FindTrouble(const WaitContext& context,
   if (const auto lost = watch_.lost()) {
     return LostPeerError(*this, *lost, context);
   }
-  std::vector<Rank> slow;
   for (size_t peer = 0; peer < flows_.size(); ++peer) {
     const Flow& flow = flows_[peer];
-    if (!flow.recv.pending && !flow.send.pending) continue;
-    const Rank rank{static_cast<int32_t>(peer)};
-    if (flow.door->left.load() != 0) {
-      return LostPeerError(
-          *this, {.rank = rank, .how = "it has left the world"}, context);
-    }
-    slow.push_back(rank);
+    if (!flow.Pending() || flow.door->left.load() == 0) continue;
+    return LostPeerError(*this,
+                         {.rank = Rank{static_cast<int32_t>(peer)},
+                          .how = "it has left the world"},
+                         context);
   }
   if (absl::Now() - started < context.timeout) return absl::OkStatus();
+  std::vector<Rank> slow;
+  for (size_t peer = 0; peer < flows_.size(); ++peer) {
+    if (flows_[peer].Pending())
+      slow.push_back(Rank{static_cast<int32_t>(peer)});
+  }
   return SlowPeersError(*this, slow, context);
 }
 

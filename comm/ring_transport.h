@@ -72,6 +72,8 @@ class RingTransport final : public Transport {
     Ring out, in;
     Door* door = nullptr;  // of the peer
     Half send, recv;
+
+    bool Pending() const { return send.pending || recv.pending; }
   };
 
   void Start(SendBuffers send, ReceiveBuffers recv);

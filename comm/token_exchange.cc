@@ -267,6 +267,7 @@ void TokenExchange::Abort(const absl::Status& status) {
 
 absl::StatusOr<std::span<const StepRecord>> TokenExchange::BeginStep(
     const StepRecord& mine, std::span<const Fp16> hints) {
+  const ProfileScope zone(options_.profile, Zone::kStepRecord);
   if (broken_.ok() && !mine.abort.ok()) (void)Break(mine.abort);
   if (!broken_.ok()) return broken_;
   if (absl::Status status = DoBeginStep(mine, hints); !status.ok()) {

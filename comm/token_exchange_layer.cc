@@ -78,6 +78,7 @@ absl::Status TokenExchange::RunAlone(int layer, const Routing& routing,
        .experts = routing.experts.subspan(begin, in_row_of_.size())},
       compute));
   Enter(ExchangePhase::kCombine, layer);
+  const ProfileScope zone(options_.profile, Zone::kCombine, layer);
   for (int64_t token = 0; token < count; ++token) {
     const size_t at = static_cast<size_t>(token) * top_k;
     for (size_t k = 0; k < top_k; ++k) terms_[k] = ResultRow(results_, at + k);
@@ -93,12 +94,15 @@ absl::Status TokenExchange::RunRound(int layer, const Routing& routing,
                                      const ActivationRows& rows,
                                      std::span<const Fp16> hints,
                                      MatrixView<float> out, Compute compute) {
-  PlanDispatch(routing, first, count, owner_[static_cast<size_t>(layer)],
-               static_cast<int>(world_), plan_);
-  if (round_ > 0) hints = {};
-  PORTOLAN_RETURN_IF_ERROR(ExchangeHeaders(layer, rows, hints));
-  PORTOLAN_RETURN_IF_ERROR(LayOutReceived());
-  PORTOLAN_RETURN_IF_ERROR(ExchangeRows(layer, rows));
+  {
+    const ProfileScope zone(options_.profile, Zone::kDispatch, layer);
+    PlanDispatch(routing, first, count, owner_[static_cast<size_t>(layer)],
+                 static_cast<int>(world_), plan_);
+    if (round_ > 0) hints = {};
+    PORTOLAN_RETURN_IF_ERROR(ExchangeHeaders(layer, rows, hints));
+    PORTOLAN_RETURN_IF_ERROR(LayOutReceived());
+    PORTOLAN_RETURN_IF_ERROR(ExchangeRows(layer, rows));
+  }
   PORTOLAN_RETURN_IF_ERROR(
       CallCompute(layer,
                   {.rows = {in_rows_.data(), options_.row_bytes},
@@ -106,6 +110,7 @@ absl::Status TokenExchange::RunRound(int layer, const Routing& routing,
                    .row_of = in_row_of_,
                    .experts = in_experts_},
                   compute));
+  const ProfileScope zone(options_.profile, Zone::kCombine, layer);
   PORTOLAN_RETURN_IF_ERROR(SumReceived());
   PORTOLAN_RETURN_IF_ERROR(ExchangeResults(layer));
   Combine(routing, first, count, out);
@@ -118,6 +123,7 @@ absl::Status TokenExchange::CallCompute(int layer, const ReceivedRows& received,
   PORTOLAN_RETURN_IF_ERROR(Reserve(results_, selections * ResultBytes(1)));
   ClearMessages();
   Enter(ExchangePhase::kCompute, layer);
+  const ProfileScope zone(options_.profile, Zone::kExperts, layer);
   counts_.rows_in += received.num_rows;
   counts_.selections_in += selections;
   return compute(received,

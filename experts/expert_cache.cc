@@ -7,6 +7,7 @@
 #include "experts/direct_file.h"
 #include "experts/memory_budget.h"
 #include "runtime/base/check.h"
+#include "runtime/base/cpu_topology.h"
 #include "runtime/base/status_macros.h"
 
 namespace portolan {
@@ -82,6 +83,7 @@ absl::StatusOr<std::unique_ptr<ExpertCache>> ExpertCache::Create(
       AlignedBuffer slots,
       AlignedBuffer::Allocate(static_cast<size_t>(shape.num_slots) *
                               static_cast<size_t>(options.slot_bytes)));
+  PlaceMemory(slots.bytes(), options.numa_nodes);
   PORTOLAN_ASSIGN_OR_RETURN(
       AlignedBuffer staging,
       AlignedBuffer::Allocate(static_cast<size_t>(options.staging_buffers) *
@@ -220,6 +222,7 @@ absl::Status ExpertCache::NextGroup(Work& work) {
     DemandPending(work);
     Speculate();
     if (!work.group.empty()) return absl::OkStatus();
+    const ProfileScope zone(options_.profile, Zone::kExpertWait, work.layer);
     const absl::Time from = options_.clock();
     changed_.Wait(mu_);
     work.stall += options_.clock() - from;

@@ -22,6 +22,7 @@
 #include "experts/steady_now.h"
 #include "runtime/base/aligned_buffer.h"
 #include "runtime/base/mutex.h"
+#include "runtime/base/profile.h"
 
 namespace portolan {
 
@@ -48,7 +49,10 @@ class ExpertCache final : public ExpertProvider {
     // that creates the cache, which is wrong once that one is bound to a CPU
     // of its own (ThreadPool does so).
     std::vector<int> loader_cpus = {};
+    // NUMA nodes that the slots belong to (PlaceMemory()); empty: any.
+    std::vector<int> numa_nodes = {};
     Clock clock = SteadyNow;
+    Profile* profile = nullptr;  // of the one thread that visits, or null
   };
 
   // What PolicyDriver's metrics do not tell.

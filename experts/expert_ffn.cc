@@ -5,8 +5,12 @@
 namespace portolan {
 
 ExpertFfn::ExpertFfn(const ExpertShape& shape, ActivationDtype dtype,
-                     Kernels& kernels, int64_t max_rows)
-    : shape_(shape), dtype_(dtype), kernels_(kernels), max_rows_(max_rows) {
+                     Kernels& kernels, int64_t max_rows, Profile* profile)
+    : shape_(shape),
+      dtype_(dtype),
+      kernels_(kernels),
+      max_rows_(max_rows),
+      profile_(profile) {
   auto h = AlignedBuffer::Allocate(static_cast<size_t>(
       max_rows * PaddedCols(shape.intermediate) * BytesOf(dtype)));
   PORTOLAN_CHECK(h.ok());
@@ -40,7 +44,11 @@ void ExpertFfn::Run(std::span<const Work> work, const ActivationView& x,
                        .x_rows = x_rows,
                        .out_rows = expert.selections});
   }
-  kernels_.GroupedSwiGlu(x, groups_, h);
+  {
+    const ProfileScope zone(profile_, Zone::kGateUp);
+    kernels_.GroupedSwiGlu(x, groups_, h);
+  }
+  const ProfileScope zone(profile_, Zone::kDown);
   for (size_t i = 0; i < work.size(); ++i) {
     const std::byte* down = work[i].slot + ExpertDownOffset(shape_);
     groups_[i].w = {.data = reinterpret_cast<const Bf16*>(down),

@@ -8,6 +8,7 @@
 #include "experts/expert_shape.h"
 #include "experts/expert_slot.h"
 #include "runtime/base/aligned_buffer.h"
+#include "runtime/base/profile.h"
 #include "runtime/kernels/kernels.h"
 
 namespace portolan {
@@ -18,11 +19,11 @@ namespace portolan {
 // dtype once, results are f32. Thread-compatible.
 class ExpertFfn {
  public:
-  // `max_rows`: the most selections of one Run(). `kernels` must outlive the
-  // object. Aborts if the system has no memory for max_rows * intermediate
-  // activations.
+  // `max_rows`: the most selections of one Run(). `kernels` and `profile`
+  // (may be null) must outlive the object. Aborts if the system has no memory
+  // for max_rows * intermediate activations.
   ExpertFfn(const ExpertShape& shape, ActivationDtype dtype, Kernels& kernels,
-            int64_t max_rows);
+            int64_t max_rows, Profile* profile = nullptr);
 
   // The rows of one expert: selections are indexes into `row_of` and rows of
   // `out`.
@@ -45,6 +46,7 @@ class ExpertFfn {
   const ActivationDtype dtype_;
   Kernels& kernels_;
   const int64_t max_rows_;
+  Profile* const profile_;
   AlignedBuffer h_;  // [max_rows, padded intermediate], by selection
   std::vector<int32_t> x_rows_;
   std::vector<Kernels::LinearGroup> groups_;

@@ -1,3 +1,5 @@
+#include <sys/resource.h>
+
 #include <algorithm>
 #include <cstdio>
 #include <memory>
@@ -13,8 +15,10 @@
 #include "launcher/console.h"
 #include "launcher/options.h"
 #include "launcher/wiring.h"
+#include "launcher/zone_report.h"
 #include "runtime/base/cpu_topology.h"
 #include "runtime/base/status_macros.h"
+#include "runtime/kernels/bench_kernels.h"
 #include "runtime/model/philox.h"
 
 namespace portolan {
@@ -28,10 +32,31 @@ struct BenchModelOptions {
   bool json = false;
 };
 
-// Tokens per second of one round; of all ranks together.
+// Bytes that the disk gave to this process so far: page faults and read-ahead
+// as well as direct reads; in whole blocks of 512.
+int64_t DiskBytesRead() {
+  rusage usage;
+  return getrusage(RUSAGE_SELF, &usage) == 0 ? usage.ru_inblock * int64_t{512}
+                                             : 0;
+}
+
+int64_t PeakMemoryBytes() {
+  rusage usage;
+  return getrusage(RUSAGE_SELF, &usage) == 0 ? usage.ru_maxrss * int64_t{1024}
+                                             : 0;
+}
+
+// One phase of a round on one rank.
+struct PhaseFigures {
+  double tokens_per_s = 0;
+  double disk_bytes_per_token = 0;  // read by this process
+  int64_t steps = 0;
+  ZoneTotals zones;  // with --profile
+};
+
 struct Round {
-  double prefill = 0;
-  double decode = 0;
+  PhaseFigures prefill;
+  PhaseFigures decode;
 };
 
 // The sequences of one rank, driven in lock-step with the other ranks: first
@@ -59,23 +84,16 @@ class LockStep {
   }
 
   absl::StatusOr<Round> Run() {
-    const absl::Time start = absl::Now();
-    PORTOLAN_RETURN_IF_ERROR(Prefill());
-    const absl::Time prefilled = absl::Now();
-    for (int64_t i = 0; i < options_.generate; ++i) {
-      PORTOLAN_RETURN_IF_ERROR(Step(1));
-    }
-    const absl::Time end = absl::Now();
+    Round round;
+    PORTOLAN_ASSIGN_OR_RETURN(
+        round.prefill,
+        Measure(options_.prompt_tokens, [this] { return Prefill(); }));
+    PORTOLAN_ASSIGN_OR_RETURN(
+        round.decode, Measure(options_.generate, [this] { return Decode(); }));
     for (Sequence& sequence : sequences_) {
       rank_.kv().Release(sequence.pages);
       sequence.computed = 0;
     }
-    const auto batch = static_cast<double>(sequences_.size());
-    Round round;
-    round.prefill = batch * static_cast<double>(options_.prompt_tokens) /
-                    absl::ToDoubleSeconds(prefilled - start);
-    round.decode = batch * static_cast<double>(options_.generate) /
-                   absl::ToDoubleSeconds(end - prefilled);
     return round;
   }
 
@@ -85,6 +103,32 @@ class LockStep {
     std::vector<int32_t> pages;
     int64_t computed = 0;
   };
+
+  // `tokens`: of each sequence.
+  absl::StatusOr<PhaseFigures> Measure(
+      int64_t tokens, absl::FunctionRef<absl::Status()> phase) {
+    PhaseFigures figures;
+    const ZoneTotals before = Zones();
+    const int64_t read_before = DiskBytesRead();
+    num_steps_ = 0;
+    const absl::Time start = absl::Now();
+    PORTOLAN_RETURN_IF_ERROR(phase());
+    figures.tokens_per_s = static_cast<double>(sequences_.size()) *
+                           static_cast<double>(tokens) /
+                           absl::ToDoubleSeconds(absl::Now() - start);
+    figures.disk_bytes_per_token =
+        static_cast<double>(DiskBytesRead() - read_before) /
+        (static_cast<double>(sequences_.size()) *
+         static_cast<double>(std::max<int64_t>(tokens, 1)));
+    figures.steps = num_steps_;
+    figures.zones = Difference(Zones(), before);
+    return figures;
+  }
+
+  ZoneTotals Zones() const {
+    return rank_.profile() == nullptr ? ZoneTotals{}
+                                      : rank_.profile()->Totals();
+  }
 
   // As many prompt tokens a step as the limit allows, sequence by sequence.
   absl::Status Prefill() {
@@ -105,10 +149,13 @@ class LockStep {
     return absl::OkStatus();
   }
 
-  absl::Status Step(int64_t count) {
-    step_.clear();
-    for (Sequence& sequence : sequences_) Schedule(sequence, count);
-    return RunStep();
+  absl::Status Decode() {
+    for (int64_t i = 0; i < options_.generate; ++i) {
+      step_.clear();
+      for (Sequence& sequence : sequences_) Schedule(sequence, 1);
+      PORTOLAN_RETURN_IF_ERROR(RunStep());
+    }
+    return absl::OkStatus();
   }
 
   void Schedule(Sequence& sequence, int64_t count) {
@@ -126,7 +173,12 @@ class LockStep {
   }
 
   absl::Status RunStep() {
-    rank_.forward().Begin(step_);
+    const ProfileScope zone(rank_.profile(), Zone::kStep);
+    ++num_steps_;
+    {
+      const ProfileScope plan(rank_.profile(), Zone::kPlan);
+      rank_.forward().Begin(step_);
+    }
     StepRecord record;
     record.has_work = true;
     record.rows_planned = rank_.forward().num_tokens();
@@ -138,6 +190,7 @@ class LockStep {
   RankRuntime& rank_;
   std::vector<Sequence> sequences_;
   std::vector<ForwardSequence> step_;
+  int64_t num_steps_ = 0;
 };
 
 // Receives nothing: the bench samples nothing.
@@ -146,6 +199,9 @@ class NullSink : public TokenSink {
   bool OnToken(int64_t, int32_t) override { return false; }
   void OnFinish(int64_t, FinishReason) override {}
 };
+
+// Memory to measure the bandwidth on: more than most caches hold.
+constexpr int64_t kBandwidthBytes = int64_t{256} << 20;
 
 struct Spread {
   double median = 0, least = 0, most = 0;
@@ -156,8 +212,51 @@ Spread SpreadOf(std::vector<double> values) {
   return {values[values.size() / 2], values.front(), values.back()};
 }
 
+// What a decode step of a single sequence reads: all weights but those of the
+// experts that its token does not choose and of the embedding.
+int64_t WeightBytesPerToken(const Model& model, const RankRuntime& rank) {
+  const ModelConfig& config = model.config;
+  int64_t bytes = PackedBytes(model.weights.lm_head.n, model.weights.lm_head.k);
+  for (int32_t layer = 0; layer < config.num_layers; ++layer) {
+    const LayerWeights& w = model.weights.layers[static_cast<size_t>(layer)];
+    for (const PackedMatrix& m : {w.q, w.k, w.v, w.o, w.gate}) {
+      bytes += PackedBytes(m.n, m.k);
+    }
+    if (config.IsMoeLayer(layer)) {
+      bytes += config.top_k * rank.expert_slot_bytes();
+    } else {
+      bytes += ExpertSlotBytes(DenseMlpShape(config));
+    }
+  }
+  return bytes;
+}
+
+struct BenchReport {
+  int ranks = 1;
+  Spread prefill;
+  Spread decode;
+  int64_t bytes_per_token = 0;
+  int64_t peak_memory_bytes = 0;
+  double memory_bytes_per_s = 0;  // that the threads of a rank can read
+  Round last;                     // zones
+
+  // Share of the memory's bandwidth that decoding one sequence on one rank
+  // uses; 0 where a step reads what the batch and the ranks make of it.
+  double BandwidthShare() const {
+    if (memory_bytes_per_s == 0) return 0;
+    return decode.median * static_cast<double>(bytes_per_token) /
+           memory_bytes_per_s;
+  }
+};
+
+void PrintZones(const char* phase, const PhaseFigures& figures) {
+  if (figures.steps == 0) return;
+  std::printf("# %s, rank 0, last round\n%s", phase,
+              FormatZones(figures.zones, figures.steps).c_str());
+}
+
 void PrintTable(const BenchModelOptions& options, const RankRuntime& rank,
-                int ranks, const Spread& prefill, const Spread& decode) {
+                const BenchReport& report) {
   std::printf("# %s, %s kernels\n", CpuModelName().c_str(),
               std::string(CpuPathName(rank.cpu_path())).c_str());
   std::printf("# %6s %7s %6s %7s %6s  %-28s %-28s\n", "ranks", "threads",
@@ -166,30 +265,53 @@ void PrintTable(const BenchModelOptions& options, const RankRuntime& rank,
   const auto cell = [](const Spread& s) {
     return absl::StrFormat("%.1f [%.1f-%.1f]", s.median, s.least, s.most);
   };
-  std::printf("  %6d %7d %6d %7lld %6lld  %-28s %-28s\n", ranks,
+  std::printf("  %6d %7d %6d %7lld %6lld  %-28s %-28s\n", report.ranks,
               rank.num_threads(), options.job.batch,
               static_cast<long long>(options.prompt_tokens),
-              static_cast<long long>(options.generate), cell(prefill).c_str(),
-              cell(decode).c_str());
+              static_cast<long long>(options.generate),
+              cell(report.prefill).c_str(), cell(report.decode).c_str());
+  if (const double share = report.BandwidthShare(); share > 0) {
+    std::printf(
+        "# decode reads %.1f MB of weights a token: %.0f %% of the %.1f GB/s "
+        "that the memory gives\n",
+        static_cast<double>(report.bytes_per_token) / 1e6, 100 * share,
+        report.memory_bytes_per_s / 1e9);
+  }
+  if (options.job.profile_file.empty()) return;
+  PrintZones("prefill", report.last.prefill);
+  PrintZones("decode", report.last.decode);
 }
 
 void PrintJson(const BenchModelOptions& options, const RankRuntime& rank,
-               int ranks, const Spread& prefill, const Spread& decode) {
+               const BenchReport& report) {
   const auto spread = [](const Spread& s) {
     return nlohmann::ordered_json{
         {"median", s.median}, {"min", s.least}, {"max", s.most}};
   };
-  const nlohmann::ordered_json json = {
+  nlohmann::ordered_json json = {
       {"cpu", CpuModelName()},
       {"kernels", std::string(CpuPathName(rank.cpu_path()))},
-      {"ranks", ranks},
+      {"ranks", report.ranks},
       {"threads", rank.num_threads()},
       {"batch", options.job.batch},
       {"prompt_tokens", options.prompt_tokens},
       {"gen", options.generate},
       {"rounds", options.rounds},
-      {"prefill_tokens_per_s", spread(prefill)},
-      {"decode_tokens_per_s", spread(decode)}};
+      {"prefill_tokens_per_s", spread(report.prefill)},
+      {"decode_tokens_per_s", spread(report.decode)},
+      {"disk_bytes_per_token", report.last.decode.disk_bytes_per_token},
+      {"peak_memory_bytes", report.peak_memory_bytes},
+      {"weight_bytes_per_token", report.bytes_per_token},
+      {"memory_bytes_per_s", report.memory_bytes_per_s}};
+  if (const double share = report.BandwidthShare(); share > 0) {
+    json["decode_share_of_bandwidth"] = share;
+  }
+  if (!options.job.profile_file.empty()) {
+    const Round& last = report.last;
+    json["zones_us_per_step"] = {
+        {"prefill", ZonesToJson(last.prefill.zones, last.prefill.steps)},
+        {"decode", ZonesToJson(last.decode.zones, last.decode.steps)}};
+  }
   std::printf("%s\n", json.dump(2).c_str());
 }
 
@@ -201,16 +323,28 @@ absl::Status RunRank(const BenchModelOptions& options, const Model& model,
       RankRuntime::Create(options.job, model, transport, sink));
   LockStep lock_step(options, model, *rank, ToIndex(transport.rank()));
   PORTOLAN_RETURN_IF_ERROR(lock_step.Run().status());  // warms up
+  if (rank->profile() != nullptr) rank->profile()->Clear();
+  BenchReport report;
+  report.ranks = transport.world_size();
   std::vector<double> prefill, decode;
   for (int i = 0; i < options.rounds; ++i) {
-    PORTOLAN_ASSIGN_OR_RETURN(const Round round, lock_step.Run());
-    prefill.push_back(round.prefill * transport.world_size());
-    decode.push_back(round.decode * transport.world_size());
+    PORTOLAN_ASSIGN_OR_RETURN(report.last, lock_step.Run());
+    prefill.push_back(report.last.prefill.tokens_per_s * report.ranks);
+    decode.push_back(report.last.decode.tokens_per_s * report.ranks);
   }
+  PORTOLAN_RETURN_IF_ERROR(rank->SaveProfile());
   if (transport.rank() != Rank{0}) return absl::OkStatus();
-  (options.json ? PrintJson : PrintTable)(options, *rank,
-                                          transport.world_size(),
-                                          SpreadOf(prefill), SpreadOf(decode));
+  report.prefill = SpreadOf(prefill);
+  report.decode = SpreadOf(decode);
+  report.bytes_per_token = WeightBytesPerToken(model, *rank);
+  report.peak_memory_bytes = PeakMemoryBytes();
+  const bool one_reads_all = options.job.batch == 1 && report.ranks == 1 &&
+                             options.job.expert_memory == "all";
+  if (one_reads_all) {
+    report.memory_bytes_per_s =
+        MeasureReadBandwidth(rank->pool(), kBandwidthBytes);
+  }
+  (options.json ? PrintJson : PrintTable)(options, *rank, report);
   return absl::OkStatus();
 }
 

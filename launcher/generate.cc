@@ -295,11 +295,12 @@ absl::Status RunRank(const GenerateOptions& options, const Model& model,
       RankRuntime::Create(options.job, model, transport, sink));
   ListFeed feed(prompts, transport);
   StepLoop loop(runtime->exchange(), runtime->engine(), feed, &funnel,
-                runtime->observer());
+                runtime->observer(), runtime->profile());
   const absl::Time start = absl::Now();
   PORTOLAN_RETURN_IF_ERROR(loop.Run());
   const double seconds = absl::ToDoubleSeconds(absl::Now() - start);
   PORTOLAN_RETURN_IF_ERROR(runtime->SaveHistory());
+  PORTOLAN_RETURN_IF_ERROR(runtime->SaveProfile());
   if (options.stats_file.empty()) return absl::OkStatus();
   return WriteStats(options.stats_file, *runtime, {loop.num_steps(), seconds},
                     transport);

@@ -51,6 +51,7 @@ struct JobOptions : WorldOptions {
   std::string pack_dir;               // of the expert pack; beside the model
   std::string history_file;           // read at the start, written at the end
   std::string trace_file;             // written; see trace.h
+  std::string profile_file;           // written; see profile.h
   int32_t batch = 8;                  // sequences decoded together, per rank
   int64_t tokens_per_step = 512;      // of one rank
   int64_t kv_memory_bytes = 0;        // of one rank; 0: as the batch needs

@@ -95,6 +95,12 @@ absl::StatusOr<int32_t> NumKvPages(const JobOptions& options,
   return KvPagesFor(tokens) + options.batch;
 }
 
+// `path`, or where there are several ranks one file for each of them.
+std::string FileOfRank(const std::string& path, const Transport& transport) {
+  if (transport.world_size() == 1) return path;
+  return absl::StrCat(path, ".", ToIndex(transport.rank()));
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<RankRuntime>> RankRuntime::Create(
@@ -121,7 +127,9 @@ RankRuntime::RankRuntime(const JobOptions& options, const Model& model,
     : options_(options),
       model_(model),
       transport_(transport),
-      owners_(ContiguousOwners(model.config, transport.world_size())) {
+      owners_(ContiguousOwners(model.config, transport.world_size())),
+      profile_(options.profile_file.empty() ? nullptr
+                                            : std::make_unique<Profile>()) {
   if (observer != nullptr) observers_.Add(*observer);
 }
 
@@ -129,8 +137,10 @@ RankRuntime::~RankRuntime() = default;
 
 void RankRuntime::WireThreads() {
   const LocalPlace place = PlaceOnHost(transport_);
+  allowed_cpus_ = AllowedCpus();
   ThreadPlan plan =
-      PlanThreads(AllowedCpus(), options_.threads, place.rank, place.size);
+      PlanThreads(allowed_cpus_, options_.threads, place.rank, place.size);
+  numa_nodes_ = NumaNodesOf(plan.cpus);
   pool_ = std::make_unique<ThreadPool>(plan.num_threads, std::move(plan.cpus));
   const CpuPath path = options_.activations == ActivationDtype::kF32
                            ? CpuPath::kScalar
@@ -168,6 +178,7 @@ absl::Status RankRuntime::WireForesight() {
 
 absl::Status RankRuntime::WireExperts() {
   PolicyShape shape = ShapeOfRank();
+  expert_slot_bytes_ = shape.expert_bytes;
   const auto owned = static_cast<int64_t>(shape.owned.size());
   PORTOLAN_ASSIGN_OR_RETURN(
       const MemoryBudget budget,
@@ -180,9 +191,13 @@ absl::Status RankRuntime::WireExperts() {
                  {.distance = options_.prefetch_distance}, history_.get());
   if (!policy->notice().empty()) Notice(policy->notice());
   hint_merge_ = policy->hint_merge();
+  const ExpertCache::Options cache{.slot_bytes = shape.expert_bytes,
+                                   .loader_cpus = allowed_cpus_,
+                                   .numa_nodes = numa_nodes_,
+                                   .profile = profile()};
   PORTOLAN_ASSIGN_OR_RETURN(
-      cache_, ExpertCache::Create({.slot_bytes = shape.expert_bytes}, shape,
-                                  std::move(policy), std::move(source)));
+      cache_,
+      ExpertCache::Create(cache, shape, std::move(policy), std::move(source)));
   // With every expert resident there is nothing to foretell, only to learn.
   if (budget.resident() && options_.history_file.empty()) foresight_.reset();
   if (foresight_ != nullptr) observers_.Add(*foresight_);
@@ -242,9 +257,7 @@ absl::Status RankRuntime::WireTrace() {
   header.model = options_.model_dir;
   header.policy = options_.policy;
   const int rank = ToIndex(transport_.rank());
-  const std::string path = transport_.world_size() == 1
-                               ? options_.trace_file
-                               : absl::StrCat(options_.trace_file, ".", rank);
+  const std::string path = FileOfRank(options_.trace_file, transport_);
   PORTOLAN_ASSIGN_OR_RETURN(std::unique_ptr<TraceWriter> writer,
                             TraceWriter::Create(path, header));
   trace_ = std::make_unique<TraceRecorder>(
@@ -255,6 +268,12 @@ absl::Status RankRuntime::WireTrace() {
       });
   observers_.Add(*trace_);
   return absl::OkStatus();
+}
+
+absl::Status RankRuntime::SaveProfile() const {
+  if (profile_ == nullptr) return absl::OkStatus();
+  return profile_->WriteTrace(FileOfRank(options_.profile_file, transport_),
+                              ToIndex(transport_.rank()));
 }
 
 absl::Status RankRuntime::SaveHistory() const {
@@ -296,6 +315,7 @@ absl::Status RankRuntime::WireExchange() {
   exchange.numerics_id = NumericsId(options_, model_, transport_.rank());
   exchange.model_fingerprint = model_.fingerprint;
   exchange.step_timeout = absl::Seconds(options_.step_timeout_s);
+  exchange.profile = profile();
   exchange.max_round_tokens = static_cast<int32_t>(options_.tokens_per_step);
   MoeLayer::Hints hints;
   if (foresight_ != nullptr) {
@@ -309,10 +329,11 @@ absl::Status RankRuntime::WireExchange() {
                             ParseFault(options_.fault, transport_.rank()));
   PORTOLAN_ASSIGN_OR_RETURN(
       exchange_, TokenExchange::Create(transport_, exchange, owners_));
-  ffn_ = std::make_unique<ExpertFfn>(
-      model_.experts.shape(), options_.activations, *kernels_,
-      int64_t{exchange_->round_tokens()} * config.top_k *
-          transport_.world_size());
+  ffn_ = std::make_unique<ExpertFfn>(model_.experts.shape(),
+                                     options_.activations, *kernels_,
+                                     int64_t{exchange_->round_tokens()} *
+                                         config.top_k * transport_.world_size(),
+                                     profile());
   moe_ =
       std::make_unique<MoeLayer>(*exchange_, *cache_, *ffn_, config.num_layers,
                                  config.num_experts, std::move(hints));
@@ -341,7 +362,8 @@ absl::Status RankRuntime::WireEngine(TokenSink& sink) {
                                               .kernels = *kernels_,
                                               .kv = *kv_,
                                               .moe = *moe_,
-                                              .observer = observer()}));
+                                              .observer = observer(),
+                                              .profile = profile()}));
   sampler_ = std::make_unique<Sampler>(static_cast<int32_t>(config.vocab_size));
   const Engine::Options engine{
       .batcher = {.max_sequences = options_.batch,
@@ -349,7 +371,7 @@ absl::Status RankRuntime::WireEngine(TokenSink& sink) {
                   .tokens_per_page = kPageTokens},
       .max_context = config.max_position};
   engine_ = std::make_unique<Engine>(engine, *forward_, *kv_, *sampler_, sink,
-                                     observer());
+                                     observer(), profile());
   return absl::OkStatus();
 }
 

@@ -15,6 +15,7 @@
 #include "experts/policy.h"
 #include "launcher/job.h"
 #include "launcher/options.h"
+#include "runtime/base/profile.h"
 #include "runtime/base/thread_pool.h"
 #include "runtime/kernels/kernels.h"
 #include "runtime/model/foresight.h"
@@ -42,6 +43,10 @@ class RankRuntime {
   ForwardObserver* observer() {
     return observers_.empty() ? nullptr : &observers_;
   }
+  // Null without --profile.
+  Profile* profile() { return profile_.get(); }
+  // Writes --profile.
+  absl::Status SaveProfile() const;
   // Writes --history, on rank 0 only.
   absl::Status SaveHistory() const;
 
@@ -49,6 +54,9 @@ class RankRuntime {
   const MoeLayer& moe() const { return *moe_; }
   ExpertMetrics expert_metrics() const { return cache_->metrics(); }
   int64_t expert_memory_bytes() const { return cache_->budget_bytes(); }
+  // Of one expert in memory, padding included.
+  int64_t expert_slot_bytes() const { return expert_slot_bytes_; }
+  ThreadPool& pool() { return *pool_; }
   int64_t expert_bytes_at_start() const {
     return cache_->counters().start_logical_bytes;
   }
@@ -77,6 +85,7 @@ class RankRuntime {
   const Model& model_;
   Transport& transport_;
   const OwnerTable owners_;
+  const std::unique_ptr<Profile> profile_;
   std::unique_ptr<ThreadPool> pool_;
   std::unique_ptr<Kernels> kernels_;
   std::unique_ptr<History> history_;
@@ -84,6 +93,9 @@ class RankRuntime {
   std::unique_ptr<ExpertCache> cache_;
   std::unique_ptr<TraceRecorder> trace_;  // null without --trace
   ObserverChain observers_;
+  std::vector<int> allowed_cpus_;  // of this process
+  std::vector<int> numa_nodes_;    // of this rank's threads; empty: not bound
+  int64_t expert_slot_bytes_ = 0;
   HintMerge hint_merge_ = HintMerge::kSum;
   std::unique_ptr<ExpertFfn> ffn_;
   std::unique_ptr<TokenExchange> exchange_;

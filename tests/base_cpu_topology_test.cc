@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cstdlib>
 
 #include "runtime/base/cpu_topology.h"
 
@@ -37,6 +38,60 @@ TEST(CpuTopologyTest, AllowedCpusAreDistinct) {
   std::sort(cpus.begin(), cpus.end());
   EXPECT_EQ(std::adjacent_find(cpus.begin(), cpus.end()), cpus.end());
   EXPECT_FALSE(CpuModelName().empty());
+}
+
+// Another machine, as hwloc's synthetic description says.
+class FakedMachine {
+ public:
+  explicit FakedMachine(const char* description) {
+    setenv("HWLOC_SYNTHETIC", description, 1);
+  }
+  ~FakedMachine() { unsetenv("HWLOC_SYNTHETIC"); }
+};
+
+TEST(CpuTopologyTest, RanksOfATwoSocketNodeStayOnTheirSocket) {
+  const FakedMachine machine("package:2 numa:1 core:4 pu:2");
+  const std::vector<int> cpus = AllowedCpus();
+
+  ASSERT_EQ(cpus.size(), 16u);
+  const ThreadPlan first = PlanThreads(cpus, 0, 0, 2);
+  const ThreadPlan second = PlanThreads(cpus, 0, 1, 2);
+  EXPECT_THAT(NumaNodesOf(first.cpus), ElementsAre(0));
+  EXPECT_THAT(NumaNodesOf(second.cpus), ElementsAre(1));
+}
+
+TEST(CpuTopologyTest, FourRanksOnTwoNodesShareCoresWithNobody) {
+  const FakedMachine machine("numa:2 core:4 pu:2");
+  const std::vector<int> cpus = AllowedCpus();
+
+  for (int rank = 0; rank < 4; ++rank) {
+    const std::vector<int> own = PlanThreads(cpus, 0, rank, 4).cpus;
+    ASSERT_EQ(own.size(), 4u);
+    EXPECT_THAT(NumaNodesOf(own), ElementsAre(rank / 2));
+    // Both siblings of two cores: siblings are numbered one after the other.
+    for (size_t i = 0; i < own.size(); i += 2) {
+      EXPECT_EQ(own[i] + 1, own[i + 1]);
+    }
+  }
+}
+
+TEST(CpuTopologyTest, ARankOverSeveralNodesHasAllOfThem) {
+  const FakedMachine machine("numa:4 core:2 pu:1");
+
+  EXPECT_THAT(NumaNodesOf(PlanThreads(AllowedCpus(), 0, 0, 1).cpus),
+              ElementsAre(0, 1, 2, 3));
+  EXPECT_THAT(NumaNodesOf({}), IsEmpty());
+}
+
+TEST(CpuTopologyTest, MemoryThatTheSystemWillNotPlaceStaysUsable) {
+  const FakedMachine machine("numa:2 core:1 pu:1");
+  std::vector<std::byte> memory(1 << 16);
+
+  PlaceMemory(memory, {0, 1});
+  PlaceMemory(memory, {});
+
+  memory[12345] = std::byte{7};
+  EXPECT_EQ(memory[12345], std::byte{7});
 }
 
 }  // namespace

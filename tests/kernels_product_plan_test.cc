@@ -65,6 +65,35 @@ TEST(ProductPlanTest, SplitsRowsWhereBlocksAreFew) {
   EXPECT_GE(tasks.size(), 8u);
 }
 
+TEST(ProductPlanTest, CutsProductsOfEqualSizeIntoTasksOfEqualSize) {
+  const std::vector<ProductShape> experts(
+      8, {.rows = 1, .blocks = 64, .k_blocks = 32});
+  std::vector<ProductTask> tasks;
+
+  PlanProducts(experts, 2, tasks);
+
+  EXPECT_GE(tasks.size(), 16u);
+  for (const ProductTask& task : tasks) {
+    EXPECT_EQ(task.block_end - task.block_begin,
+              tasks[0].block_end - tasks[0].block_begin);
+  }
+}
+
+// A task that prepares 96 rows for two pairs of blocks would spend a third of
+// its time on that.
+TEST(ProductPlanTest, DoesNotPrepareManyRowsForFewOutputs) {
+  const ProductShape prefill = {.rows = 512, .blocks = 64, .k_blocks = 32};
+  std::vector<ProductTask> tasks;
+
+  PlanProducts({&prefill, 1}, 2, tasks);
+
+  EXPECT_GE(tasks.size(), 4u);
+  for (const ProductTask& task : tasks) {
+    EXPECT_GE(task.block_end - task.block_begin, 16);
+    EXPECT_LE(task.row_end - task.row_begin, 96);
+  }
+}
+
 TEST(ProductPlanTest, LeavesSmallWorkToTheCaller) {
   const ProductShape tiny = {.rows = 1, .blocks = 4, .k_blocks = 2};
   std::vector<ProductTask> tasks;

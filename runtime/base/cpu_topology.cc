@@ -32,22 +32,19 @@ class Topology {
   hwloc_topology_t topology_ = nullptr;
 };
 
-// The n-th CPU (from 0) of every core, as far as `bound` contains it.
-void AppendNthOfEveryCore(hwloc_topology_t topology, hwloc_const_bitmap_t bound,
-                          unsigned n, std::vector<int>& cpus) {
-  const int cores = hwloc_get_nbobjs_by_type(topology, HWLOC_OBJ_CORE);
-  for (int core = 0; core < cores; ++core) {
-    const hwloc_obj_t object = hwloc_get_obj_by_type(
-        topology, HWLOC_OBJ_CORE, static_cast<unsigned>(core));
-    int cpu = hwloc_bitmap_first(object->cpuset);
-    for (unsigned i = 0; i < n && cpu >= 0; ++i) {
-      cpu = hwloc_bitmap_next(object->cpuset, cpu);
-    }
-    if (cpu >= 0 && hwloc_bitmap_isset(bound, static_cast<unsigned>(cpu))) {
-      cpus.push_back(cpu);
-    }
-  }
-}
+// Owns an hwloc bitmap.
+class Bitmap {
+ public:
+  Bitmap() : bits_(hwloc_bitmap_alloc()) {}
+  ~Bitmap() { hwloc_bitmap_free(bits_); }
+  Bitmap(const Bitmap&) = delete;
+  Bitmap& operator=(const Bitmap&) = delete;
+
+  hwloc_bitmap_t get() const { return bits_; }
+
+ private:
+  hwloc_bitmap_t bits_;
+};
 
 }  // namespace
 
@@ -55,16 +52,60 @@ std::vector<int> AllowedCpus() {
   std::vector<int> cpus;
   const Topology topology;
   if (topology.get() == nullptr) return cpus;
-  hwloc_bitmap_t bound = hwloc_bitmap_alloc();
-  if (hwloc_get_cpubind(topology.get(), bound, HWLOC_CPUBIND_PROCESS) != 0) {
-    hwloc_bitmap_copy(bound, hwloc_topology_get_allowed_cpuset(topology.get()));
+  const Bitmap bound;
+  if (hwloc_get_cpubind(topology.get(), bound.get(), HWLOC_CPUBIND_PROCESS) !=
+      0) {
+    hwloc_bitmap_copy(bound.get(),
+                      hwloc_topology_get_allowed_cpuset(topology.get()));
   }
-  constexpr unsigned kMaxSiblings = 8;
-  for (unsigned n = 0; n < kMaxSiblings; ++n) {
-    AppendNthOfEveryCore(topology.get(), bound, n, cpus);
+  // hwloc's logical order keeps neighbours together.
+  const int units = hwloc_get_nbobjs_by_type(topology.get(), HWLOC_OBJ_PU);
+  for (int i = 0; i < units; ++i) {
+    const unsigned cpu = hwloc_get_obj_by_type(topology.get(), HWLOC_OBJ_PU,
+                                               static_cast<unsigned>(i))
+                             ->os_index;
+    if (hwloc_bitmap_isset(bound.get(), cpu)) {
+      cpus.push_back(static_cast<int>(cpu));
+    }
   }
-  hwloc_bitmap_free(bound);
   return cpus;
+}
+
+std::vector<int> NumaNodesOf(const std::vector<int>& cpus) {
+  std::vector<int> nodes;
+  const Topology topology;
+  if (topology.get() == nullptr) return nodes;
+  const int count =
+      hwloc_get_nbobjs_by_type(topology.get(), HWLOC_OBJ_NUMANODE);
+  for (int i = 0; i < count; ++i) {
+    const hwloc_obj_t node = hwloc_get_obj_by_type(
+        topology.get(), HWLOC_OBJ_NUMANODE, static_cast<unsigned>(i));
+    const bool ours = std::any_of(cpus.begin(), cpus.end(), [&](int cpu) {
+      return hwloc_bitmap_isset(node->cpuset, static_cast<unsigned>(cpu)) != 0;
+    });
+    if (ours) nodes.push_back(static_cast<int>(node->os_index));
+  }
+  std::sort(nodes.begin(), nodes.end());
+  return nodes;
+}
+
+void PlaceMemory(std::span<std::byte> memory, const std::vector<int>& nodes) {
+  if (memory.empty() || nodes.empty()) return;
+  const Topology topology;
+  // Where there is but one node there is nothing to choose.
+  if (topology.get() == nullptr ||
+      hwloc_get_nbobjs_by_type(topology.get(), HWLOC_OBJ_NUMANODE) < 2) {
+    return;
+  }
+  const Bitmap set;
+  for (const int node : nodes) {
+    hwloc_bitmap_set(set.get(), static_cast<unsigned>(node));
+  }
+  // Not strict: a full node gives way to another instead of failing.
+  const auto policy =
+      nodes.size() == 1 ? HWLOC_MEMBIND_BIND : HWLOC_MEMBIND_INTERLEAVE;
+  hwloc_set_area_membind(topology.get(), memory.data(), memory.size(),
+                         set.get(), policy, HWLOC_MEMBIND_BYNODESET);
 }
 
 std::string CpuModelName() {

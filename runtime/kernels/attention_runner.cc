@@ -25,6 +25,12 @@ int64_t RoundUp(int64_t value, int64_t to) {
   return (value + to - 1) / to * to;
 }
 
+// Pages lie far apart: the processor's own prefetch begins anew with each.
+void Prefetch(const std::byte* from, int64_t bytes) {
+  constexpr int64_t kLineBytes = 64;
+  for (int64_t i = 0; i < bytes; i += kLineBytes) __builtin_prefetch(from + i);
+}
+
 int64_t FirstVisible(int64_t position, int64_t window) {
   return window == 0 ? 0 : std::max<int64_t>(0, position - window + 1);
 }
@@ -159,6 +165,10 @@ void AttentionRunner::Score(const Call& call, const Frame& frame,
     args.w = w;
     args.w_end = w + layout.KElements() * element;
     args.c = scores + page * kPageTokens;
+    if (page + 1 < frame.num_pages) {
+      Prefetch(frame.Page(page + 1) + (w - frame.Page(page)),
+               layout.KElements() * element);
+    }
     frame.kernel->multiply(args);
   }
 }
@@ -215,6 +225,10 @@ void AttentionRunner::SumValues(const Call& call, const Frame& frame,
       args.w = w;
       args.w_end = w + layout.VElements() * element;
       args.accumulate = pass + i > 0;
+      if (pass + i + 1 < frame.num_pages) {
+        Prefetch(frame.Page(pass + i + 1) + (w - frame.Page(pass + i)),
+                 layout.VElements() * element);
+      }
       frame.kernel->multiply(args);
     }
   }

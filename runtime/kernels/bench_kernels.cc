@@ -94,6 +94,28 @@ uint64_t ReadAll(const std::byte* data, int64_t bytes) {
   return sum[0] + sum[1];
 }
 
+// Bytes per second of the fastest of several slices, each from memory: others
+// use the machine too.
+double FastestRead(ThreadPool& pool, std::span<const std::byte> memory,
+                   uint64_t& checksum) {
+  const int threads = pool.num_threads();
+  const auto bytes = static_cast<int64_t>(memory.size());
+  const int64_t slice = std::min<int64_t>(bytes, int64_t{32} << 20);
+  const int64_t part = slice / threads / 64 * 64;
+  std::vector<uint64_t> sums(static_cast<size_t>(threads));
+  double fastest = 1e30;
+  for (int64_t at = 0; at + slice <= 2 * bytes; at += slice) {
+    const std::byte* from = memory.data() + at % (bytes / slice * slice);
+    const double start = Now();
+    pool.ParallelFor(threads, [&](int64_t i) {
+      sums[static_cast<size_t>(i)] += ReadAll(from + i * part, part);
+    });
+    fastest = std::min(fastest, Now() - start);
+  }
+  checksum += std::accumulate(sums.begin(), sums.end(), uint64_t{0});
+  return static_cast<double>(part * threads) / fastest;
+}
+
 class Bench {
  public:
   explicit Bench(const KernelBenchOptions& options)
@@ -168,25 +190,13 @@ class Bench {
   }
 
   void MeasureBandwidth() {
+    const int64_t bytes = num_matrices_ * MatrixBytes();
     for (const int threads : {1, options_.num_threads}) {
-      ThreadPool& pool = threads == 1 ? one_thread_ : pool_;
-      // Slices, each from memory, and the fastest: others use the machine too.
-      const int64_t bytes = num_matrices_ * MatrixBytes();
-      const int64_t slice = std::min<int64_t>(bytes, int64_t{32} << 20);
-      const int64_t part = slice / threads / 64 * 64;
-      std::vector<uint64_t> sums(static_cast<size_t>(threads));
-      double fastest = 1e30;
-      for (int64_t at = 0; at + slice <= 2 * bytes; at += slice) {
-        const std::byte* from = weights_data_ + at % (bytes / slice * slice);
-        const double start = Now();
-        pool.ParallelFor(threads, [&](int64_t i) {
-          sums[static_cast<size_t>(i)] += ReadAll(from + i * part, part);
-        });
-        fastest = std::min(fastest, Now() - start);
-      }
-      checksum_ += std::accumulate(sums.begin(), sums.end(), uint64_t{0});
       bandwidth_ = 0;
-      const double gb_s = static_cast<double>(part * threads) / fastest / 1e9;
+      const double gb_s =
+          FastestRead(threads == 1 ? one_thread_ : pool_,
+                      {weights_data_, static_cast<size_t>(bytes)}, checksum_) /
+          1e9;
       Add({.name = "read bandwidth",
            .path = "-",
            .num_threads = threads,
@@ -365,6 +375,17 @@ class Bench {
 std::vector<KernelBenchRow> BenchKernels(const KernelBenchOptions& options) {
   PORTOLAN_CHECK(!options.rows.empty());
   return Bench(options).Run();
+}
+
+double MeasureReadBandwidth(ThreadPool& pool, int64_t pool_bytes) {
+  Scratch memory;
+  auto* data = memory.Get<std::byte>(pool_bytes);
+  std::memset(data, 1, static_cast<size_t>(pool_bytes));
+  uint64_t checksum = 0;
+  const double speed =
+      FastestRead(pool, {data, static_cast<size_t>(pool_bytes)}, checksum);
+  PORTOLAN_CHECK(checksum != 0);  // nothing was left out
+  return speed;
 }
 
 std::string FormatKernelBench(const std::vector<KernelBenchRow>& rows) {

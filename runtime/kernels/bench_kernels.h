@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "runtime/base/thread_pool.h"
 #include "runtime/kernels/cpu_path.h"
 
 namespace portolan {
@@ -38,6 +39,10 @@ struct KernelBenchRow {
 // kernel on every path with cold weights. Takes some seconds per path.
 // Percentages compare with num_threads.
 std::vector<KernelBenchRow> BenchKernels(const KernelBenchOptions& options);
+
+// The bytes per second that the threads of `pool` read from memory together,
+// the best of several slices of `pool_bytes`, which it allocates.
+double MeasureReadBandwidth(ThreadPool& pool, int64_t pool_bytes);
 
 // The table for people, one line a row.
 std::string FormatKernelBench(const std::vector<KernelBenchRow>& rows);

@@ -70,7 +70,7 @@ struct AmxTile {
 };
 
 inline void PrefetchTile(const uint16_t* w, const uint16_t* w_last) {
-  const uint16_t* next = w + kAhead < w_last ? w + kAhead : w_last;
+  const uint16_t* next = w < w_last ? w : w_last;
   for (int i = 0; i < kTileSize; i += kLanes * 2) __builtin_prefetch(next + i);
 }
 
@@ -105,15 +105,16 @@ inline void StoreSums(const AmxTile& t, int64_t row_bytes) {
   }
 }
 
+// `ahead`: elements from the weights at work to those to prefetch; 0: none.
 template <int kRowTiles, int kBlocks>
-void MultiplyTiles(const AmxTile& t, bool prefetch) {
+void MultiplyTiles(const AmxTile& t, int64_t ahead) {
   const int64_t row_bytes = t.c_stride * 4;
   LoadSums<kRowTiles, kBlocks>(t, row_bytes);
   for (int64_t kb = 0; kb < t.k_blocks; ++kb) {
     const int64_t at = kb * kTileSize;
-    if (prefetch) {
-      PrefetchTile(t.w0 + at, t.w_last);
-      if (kBlocks == 2) PrefetchTile(t.w1 + at, t.w_last);
+    if (ahead != 0) {
+      PrefetchTile(t.w0 + at + ahead, t.w_last);
+      if (kBlocks == 2) PrefetchTile(t.w1 + at + ahead, t.w_last);
     }
     _tile_loadd(4, t.x0 + at, 64);
     _tile_loadd(6, t.w0 + at, 64);
@@ -134,13 +135,17 @@ void MultiplyTiles(const AmxTile& t, bool prefetch) {
 template <int kBlocks>
 void MultiplyRowTiles(const MultiplyArgs& args, AmxTile tile) {
   const int64_t row_tile = args.x_k_blocks * kTileSize;
+  // The first rows fetch the weights at work, a little ahead of the loads; the
+  // second ones those of the next blocks, while the present ones are cached.
+  int64_t ahead = kAhead;
   for (int64_t row = 0; row < args.rows; row += 2 * kAmxRows) {
     if (args.rows - row > kAmxRows) {
       tile.x1 = tile.x0 + row_tile;
-      MultiplyTiles<2, kBlocks>(tile, row == 0);
+      MultiplyTiles<2, kBlocks>(tile, ahead);
     } else {
-      MultiplyTiles<1, kBlocks>(tile, row == 0);
+      MultiplyTiles<1, kBlocks>(tile, ahead);
     }
+    ahead = row == 0 ? kBlocks * args.w_block_stride : 0;
     tile.x0 += 2 * row_tile;
     tile.c += 2 * kAmxRows * tile.c_stride;
   }

@@ -28,7 +28,29 @@ struct VectorTile {
   int64_t c_stride;
   bool accumulate;
   const uint16_t* w_last;  // the last tile worth a prefetch
+  // Where several register tiles share the weights: lines of the output blocks
+  // that come next, fetched during this tile, so many with every block of K.
+  const uint16_t* next;
+  int64_t next_lines;
 };
+
+constexpr int64_t kLine = 32;  // bf16 elements of a cache line
+constexpr int64_t kTileLines = kTileSize / kLine;
+
+// Spreads the fetching of the next output blocks over the register tiles of
+// the present ones, so that memory does not idle while later tiles compute on
+// what the first one brought into the cache.
+template <int kBlocks>
+inline void FetchNext(const VectorTile& t, int64_t kb) {
+  const uint16_t* from = t.next + kb * t.next_lines * kLine;
+  for (int64_t i = 0; i < t.next_lines; ++i, from += kLine) {
+    PORTOLAN_UNROLL
+    for (int b = 0; b < kBlocks; ++b) {
+      const uint16_t* line = from + b * t.w_block_stride;
+      __builtin_prefetch(line < t.w_last ? line : t.w_last, 0, 2);
+    }
+  }
+}
 
 // The chains of one parity: chain += x * w for one pair of K, where `x` points
 // to the element of that parity and `pair` to 16 interleaved outputs.
@@ -80,6 +102,7 @@ void MultiplyTile(const VectorTile& t) {
   const float* x = t.x;
   const uint16_t* w = t.w;
   for (int64_t kb = 0; kb < t.k_blocks; ++kb, x += kBlockK, w += kTileSize) {
+    FetchNext<kBlocks>(t, kb);
     Vec even[kRows][kBlocks][kParts] = {};
     Vec odd[kRows][kBlocks][kParts] = {};
     const uint16_t* ahead[kBlocks];
@@ -138,7 +161,14 @@ constexpr TileFunction kTileFunctions[6] = {
 template <int kBlocks>
 void MultiplyBlocks(const MultiplyArgs& args, VectorTile tile) {
   int64_t left = args.rows;
-  for (int64_t tiles = (left + kTileRows - 1) / kTileRows; tiles > 0; --tiles) {
+  int64_t tiles = (left + kTileRows - 1) / kTileRows;
+  tile.next = tile.w + kBlocks * tile.w_block_stride;
+  // Of a tile's lines, for each register tile.
+  const int64_t share = tiles == 1 || tile.next > tile.w_last
+                            ? 0
+                            : (kTileLines + tiles - 1) / tiles;
+  for (int64_t done = 0; tiles > 0; --tiles, done += share) {
+    tile.next_lines = done < kTileLines ? share : 0;
     const int64_t rows = (left + tiles - 1) / tiles;
     if (left == args.rows) {
       kTileFunctions<kBlocks, true>[rows - 1](tile);
@@ -147,6 +177,7 @@ void MultiplyBlocks(const MultiplyArgs& args, VectorTile tile) {
     }
     tile.x += rows * tile.x_stride;
     tile.c += rows * tile.c_stride;
+    tile.next += tile.next_lines * tile.k_blocks * kLine;
     left -= rows;
   }
 }

@@ -23,10 +23,11 @@ struct ProductTask {
 };
 
 // Cuts the products into tasks that `num_threads` threads can share evenly:
-// first between blocks of outputs, in pairs, so that weights are read once;
-// then between rows, if the blocks are too few. Every output lies in exactly
-// one task. Replaces the contents of `tasks`. Work that is not worth waking
-// another thread becomes one task a product.
+// between blocks of outputs, in pairs, so that weights are read once, but not
+// so finely that preparing many rows for each task would count; between rows
+// where they are more than a thread prepares at a time, or the blocks too few.
+// Every output lies in exactly one task. Replaces the contents of `tasks`. Work
+// that is not worth waking another thread becomes one task a product.
 //
 // Returns true if the tasks are worth a parallel region. Pure.
 bool PlanProducts(std::span<const ProductShape> products, int num_threads,

@@ -148,7 +148,10 @@ absl::StatusOr<MatrixView<const float>> ForwardPass::Run(
   for (int32_t layer = 0; layer < parts_.config.num_layers; ++layer) {
     Attend(layer);
     PORTOLAN_RETURN_IF_ERROR(RunExperts(layer));
-    if (parts_.observer != nullptr) parts_.observer->OnLayerEnd(layer);
+    if (parts_.observer != nullptr) {
+      const ProfileScope zone(parts_.profile, Zone::kObserve, layer);
+      parts_.observer->OnLayerEnd(layer);
+    }
   }
   return Logits();
 }
@@ -166,6 +169,7 @@ absl::Status ForwardPass::Allocate() {
   Buffers& b = *buffers_;
   b.tokens.reserve(static_cast<size_t>(max_tokens));
   b.positions.reserve(static_cast<size_t>(max_tokens));
+  b.pages.reserve(static_cast<size_t>(parts_.kv.num_pages()));
   b.all_rows.resize(static_cast<size_t>(max_tokens));
   std::iota(b.all_rows.begin(), b.all_rows.end(), 0);
   b.experts.resize(chosen);
@@ -263,12 +267,36 @@ void ForwardPass::Attend(int32_t layer) {
   const ModelConfig& config = parts_.config;
   const LayerWeights& w = parts_.weights.layers[static_cast<size_t>(layer)];
   Kernels& kernels = parts_.kernels;
-  NormBlockInput(layer);
-  const Kernels::LinearPart parts[] = {
-      {w.q, BiasOrNull(w.q_bias), b.q.data(), b.q.cols()},
-      {w.k, BiasOrNull(w.k_bias), b.k.data(), b.k.cols()},
-      {w.v, BiasOrNull(w.v_bias), b.v.data(), b.v.cols()}};
-  kernels.LinearMany(b.normed_act.First(b.num_tokens), parts);
+  const ProfileScope zone(parts_.profile, Zone::kAttention, layer);
+  {
+    const ProfileScope inner(parts_.profile, Zone::kQkv, layer);
+    NormBlockInput(layer);
+    const Kernels::LinearPart parts[] = {
+        {w.q, BiasOrNull(w.q_bias), b.q.data(), b.q.cols()},
+        {w.k, BiasOrNull(w.k_bias), b.k.data(), b.k.cols()},
+        {w.v, BiasOrNull(w.v_bias), b.v.data(), b.v.cols()}};
+    kernels.LinearMany(b.normed_act.First(b.num_tokens), parts);
+  }
+  RotateAndStore(layer);
+  const ActivationView attended = b.attended.First(b.num_tokens);
+  {
+    const ProfileScope inner(parts_.profile, Zone::kScores, layer);
+    kernels.Attention(kv_layout_, b.attention, b.q_act.First(b.num_tokens),
+                      config.num_heads, attention_scale_, config.sliding_window,
+                      attended);
+  }
+  const ProfileScope inner(parts_.profile, Zone::kAttentionOutput, layer);
+  kernels.Linear(attended, w.o, BiasOrNull(w.o_bias), b.delta.data(),
+                 b.delta.cols());
+}
+
+// Norm and rotation of q and k; k and v go to the KV cache, q to `q_act`.
+void ForwardPass::RotateAndStore(int32_t layer) {
+  const ProfileScope zone(parts_.profile, Zone::kHeads, layer);
+  Buffers& b = *buffers_;
+  const ModelConfig& config = parts_.config;
+  const LayerWeights& w = parts_.weights.layers[static_cast<size_t>(layer)];
+  Kernels& kernels = parts_.kernels;
   kernels.HeadNormRope(b.q.First(b.num_tokens), config.head_dim, w.q_norm,
                        config.rms_eps, rope_, b.positions);
   kernels.HeadNormRope(b.k.First(b.num_tokens), config.head_dim, w.k_norm,
@@ -276,13 +304,7 @@ void ForwardPass::Attend(int32_t layer) {
   PointToPages(layer);
   kernels.AppendKv(kv_layout_, b.attention, b.k.ConstFirst(b.num_tokens),
                    b.v.ConstFirst(b.num_tokens));
-  const ActivationView q = b.q_act.First(b.num_tokens);
-  kernels.Round(b.q.ConstFirst(b.num_tokens), q);
-  const ActivationView attended = b.attended.First(b.num_tokens);
-  kernels.Attention(kv_layout_, b.attention, q, config.num_heads,
-                    attention_scale_, config.sliding_window, attended);
-  kernels.Linear(attended, w.o, BiasOrNull(w.o_bias), b.delta.data(),
-                 b.delta.cols());
+  kernels.Round(b.q.ConstFirst(b.num_tokens), b.q_act.First(b.num_tokens));
 }
 
 void ForwardPass::PointToPages(int32_t layer) {
@@ -303,18 +325,19 @@ void ForwardPass::PointToPages(int32_t layer) {
 // Leaves the output of the layer's experts (or dense block) in `delta`.
 absl::Status ForwardPass::RunExperts(int32_t layer) {
   Buffers& b = *buffers_;
-  const LayerWeights& w = parts_.weights.layers[static_cast<size_t>(layer)];
-  parts_.kernels.AddRmsNorm(b.hidden.First(b.num_tokens),
-                            b.delta.ConstFirst(b.num_tokens),
-                            w.post_attention_norm, parts_.config.rms_eps,
-                            b.normed_act.First(b.num_tokens), b.normed.data());
   if (!parts_.config.IsMoeLayer(layer)) {
+    const ProfileScope zone(parts_.profile, Zone::kDense, layer);
+    NormExpertInput(layer);
     RunDenseBlock(layer);
     return absl::OkStatus();
   }
   const GateOutput gate = RunGate(layer);
   std::span<const Fp16> hints;
-  if (parts_.observer != nullptr) hints = parts_.observer->OnGate(gate);
+  if (parts_.observer != nullptr) {
+    const ProfileScope zone(parts_.profile, Zone::kObserve, layer);
+    hints = parts_.observer->OnGate(gate);
+  }
+  const ProfileScope zone(parts_.profile, Zone::kExchange, layer);
   return parts_.moe.Run(layer,
                         {.num_tokens = b.num_tokens,
                          .top_k = parts_.config.top_k,
@@ -324,8 +347,20 @@ absl::Status ForwardPass::RunExperts(int32_t layer) {
                         b.delta.First(b.num_tokens));
 }
 
-GateOutput ForwardPass::RunGate(int32_t layer) {
+// Adds what attention left in `delta`; the norm goes to `normed_act`, unrounded
+// to `normed`.
+void ForwardPass::NormExpertInput(int32_t layer) {
   Buffers& b = *buffers_;
+  parts_.kernels.AddRmsNorm(
+      b.hidden.First(b.num_tokens), b.delta.ConstFirst(b.num_tokens),
+      parts_.weights.layers[static_cast<size_t>(layer)].post_attention_norm,
+      parts_.config.rms_eps, b.normed_act.First(b.num_tokens), b.normed.data());
+}
+
+GateOutput ForwardPass::RunGate(int32_t layer) {
+  const ProfileScope zone(parts_.profile, Zone::kGate, layer);
+  Buffers& b = *buffers_;
+  NormExpertInput(layer);
   const auto chosen = static_cast<size_t>(b.num_tokens * parts_.config.top_k);
   ComputeGate(layer, b.normed.First(b.num_tokens),
               b.probabilities.First(b.num_tokens));
@@ -404,6 +439,7 @@ void ForwardPass::LookAheadFrom(int32_t layer, GateOutput& gate) {
 }
 
 MatrixView<const float> ForwardPass::Logits() {
+  const ProfileScope zone(parts_.profile, Zone::kLogits);
   Buffers& b = *buffers_;
   const MatrixView<float> hidden = b.hidden.First(b.num_tokens);
   const MatrixView<float> delta = b.delta.First(b.num_tokens);

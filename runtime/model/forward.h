@@ -8,6 +8,7 @@
 #include "absl/status/statusor.h"
 #include "experts/expert_ffn.h"
 #include "runtime/base/matrix_view.h"
+#include "runtime/base/profile.h"
 #include "runtime/kernels/kernels.h"
 #include "runtime/model/checkpoint/config.h"
 #include "runtime/model/checkpoint/dense_weights.h"
@@ -48,7 +49,8 @@ class ForwardPass {
     ActivationDtype activations = ActivationDtype::kBf16;
   };
 
-  // All must outlive the pass; `observer` may be null.
+  // All must outlive the pass; `observer` and `profile` may be
+  // null.
   struct Parts {
     const ModelConfig& config;
     const DenseWeights& weights;
@@ -56,6 +58,7 @@ class ForwardPass {
     KvCache& kv;
     MoeLayer& moe;
     ForwardObserver* observer = nullptr;
+    Profile* profile = nullptr;
   };
 
   static absl::StatusOr<std::unique_ptr<ForwardPass>> Create(
@@ -87,7 +90,9 @@ class ForwardPass {
   void Embed();
   void NormBlockInput(int32_t layer);
   void Attend(int32_t layer);
+  void RotateAndStore(int32_t layer);
   void PointToPages(int32_t layer);
+  void NormExpertInput(int32_t layer);
   absl::Status RunExperts(int32_t layer);
   void RunDenseBlock(int32_t layer);
   GateOutput RunGate(int32_t layer);

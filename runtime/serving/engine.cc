@@ -10,13 +10,15 @@
 namespace portolan {
 
 Engine::Engine(const Options& options, ForwardPass& forward, KvCache& kv,
-               Sampler& sampler, TokenSink& sink, ForwardObserver* observer)
+               Sampler& sampler, TokenSink& sink, ForwardObserver* observer,
+               Profile* profile)
     : options_(options),
       forward_(forward),
       kv_(kv),
       sampler_(sampler),
       sink_(sink),
       observer_(observer),
+      profile_(profile),
       batcher_(options.batcher) {
   forward_sequences_.reserve(
       static_cast<size_t>(options.batcher.max_sequences));
@@ -59,6 +61,7 @@ void Engine::Cancel(int64_t id) {
 }
 
 int64_t Engine::PlanStep() {
+  const ProfileScope zone(profile_, Zone::kPlan);
   const Batcher::Plan& plan = batcher_.Next(kv_.num_free());
   Preempt(plan.preempted);
   scheduled_.assign(plan.sequences.begin(), plan.sequences.end());
@@ -70,6 +73,7 @@ int64_t Engine::PlanStep() {
 absl::Status Engine::RunStep(int64_t tokens_of_all_ranks) {
   PORTOLAN_ASSIGN_OR_RETURN(const MatrixView<const float> logits,
                             forward_.Run(tokens_of_all_ranks));
+  const ProfileScope zone(profile_, Zone::kSampling);
   SampleTokens(logits);
   if (observer_ != nullptr) {
     // In this order: what a step taught counts for a sequence that it ended.

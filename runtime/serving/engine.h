@@ -25,10 +25,10 @@ class Engine {
     int64_t max_context = 0;  // positions a sequence may have
   };
 
-  // All must outlive the engine; `observer` may be null.
+  // All must outlive the engine; `observer` and `profile` may be null.
   Engine(const Options& options, ForwardPass& forward, KvCache& kv,
-         Sampler& sampler, TokenSink& sink,
-         ForwardObserver* observer = nullptr);
+         Sampler& sampler, TokenSink& sink, ForwardObserver* observer = nullptr,
+         Profile* profile = nullptr);
 
   // Takes a request in; its first step may come later.
   // Errors: kInvalidArgument if the prompt is empty or does not fit the context
@@ -72,6 +72,7 @@ class Engine {
   Sampler& sampler_;
   TokenSink& sink_;
   ForwardObserver* const observer_;
+  Profile* const profile_;
   Batcher batcher_;
   std::map<int64_t, Sequence> sequences_;     // by id; stable addresses
   std::vector<ScheduledSequence> scheduled_;  // the planned step

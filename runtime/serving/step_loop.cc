@@ -7,12 +7,14 @@
 namespace portolan {
 
 StepLoop::StepLoop(TokenExchange& exchange, Engine& engine, RequestFeed& feed,
-                   ResultCollector* collector, ForwardObserver* observer)
+                   ResultCollector* collector, ForwardObserver* observer,
+                   Profile* profile)
     : exchange_(exchange),
       engine_(engine),
       feed_(feed),
       collector_(collector),
-      observer_(observer) {}
+      observer_(observer),
+      profile_(profile) {}
 
 absl::Status StepLoop::Run() {
   absl::Status status = RunSteps();
@@ -23,18 +25,23 @@ absl::Status StepLoop::Run() {
 
 absl::Status StepLoop::RunSteps() {
   while (true) {
-    PORTOLAN_RETURN_IF_ERROR(feed_.Poll(engine_));
-    PORTOLAN_ASSIGN_OR_RETURN(const Agreement ranks, BeginStep());
-    if (ranks.any_output) PORTOLAN_RETURN_IF_ERROR(collector_->Collect());
-    if (ranks.any_work) {
-      PORTOLAN_RETURN_IF_ERROR(engine_.RunStep(ranks.num_tokens));
-      ++num_steps_;
-    } else if (ranks.all_closed) {
-      return absl::OkStatus();
-    } else {
-      feed_.WaitForWork();
-    }
+    PORTOLAN_ASSIGN_OR_RETURN(const Agreement ranks, Step());
+    if (ranks.any_work) continue;
+    if (ranks.all_closed) return absl::OkStatus();
+    feed_.WaitForWork();
   }
+}
+
+absl::StatusOr<StepLoop::Agreement> StepLoop::Step() {
+  const ProfileScope zone(profile_, Zone::kStep);
+  PORTOLAN_RETURN_IF_ERROR(feed_.Poll(engine_));
+  PORTOLAN_ASSIGN_OR_RETURN(const Agreement ranks, BeginStep());
+  if (ranks.any_output) PORTOLAN_RETURN_IF_ERROR(collector_->Collect());
+  if (ranks.any_work) {
+    PORTOLAN_RETURN_IF_ERROR(engine_.RunStep(ranks.num_tokens));
+    ++num_steps_;
+  }
+  return ranks;
 }
 
 absl::StatusOr<StepLoop::Agreement> StepLoop::BeginStep() {

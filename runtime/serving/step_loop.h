@@ -39,11 +39,11 @@ class ResultCollector {
 // all are idle and closed.
 class StepLoop {
  public:
-  // All must outlive the loop; `collector` and `observer` may be
+  // All must outlive the loop; `collector`, `observer` and `profile` may be
   // null.
   StepLoop(TokenExchange& exchange, Engine& engine, RequestFeed& feed,
            ResultCollector* collector = nullptr,
-           ForwardObserver* observer = nullptr);
+           ForwardObserver* observer = nullptr, Profile* profile = nullptr);
 
   // Errors: of any rank, the same on all. A local one is told to the others
   // first. The loop cannot be run again after an error.
@@ -61,6 +61,7 @@ class StepLoop {
   };
 
   absl::Status RunSteps();
+  absl::StatusOr<Agreement> Step();
   absl::StatusOr<Agreement> BeginStep();
 
   TokenExchange& exchange_;
@@ -68,6 +69,7 @@ class StepLoop {
   RequestFeed& feed_;
   ResultCollector* const collector_;
   ForwardObserver* const observer_;
+  Profile* const profile_;
   int64_t num_steps_ = 0;
 };
 

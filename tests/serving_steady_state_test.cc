@@ -1,0 +1,163 @@
+// What a decode step must not do once it is under way: allocate.
+
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <cstdlib>
+#include <fstream>
+#include <new>
+#include <nlohmann/json.hpp>
+
+#include "runtime/serving/step_loop.h"
+#include "tests/model_fixture.h"
+
+namespace {
+
+std::atomic<bool> g_counting{false};
+std::atomic<int64_t> g_allocations{0};
+
+void* CountedAllocation(size_t size, size_t alignment) {
+  if (g_counting.load(std::memory_order_relaxed)) {
+    g_allocations.fetch_add(1, std::memory_order_relaxed);
+  }
+  void* memory = alignment <= alignof(std::max_align_t)
+                     ? std::malloc(size)
+                     : std::aligned_alloc(alignment, (size + alignment - 1) /
+                                                         alignment * alignment);
+  if (memory == nullptr) throw std::bad_alloc();
+  return memory;
+}
+
+}  // namespace
+
+void* operator new(size_t size) { return CountedAllocation(size, 1); }
+void* operator new(size_t size, std::align_val_t alignment) {
+  return CountedAllocation(size, static_cast<size_t>(alignment));
+}
+void operator delete(void* memory) noexcept { std::free(memory); }
+void operator delete(void* memory, size_t) noexcept { std::free(memory); }
+void operator delete(void* memory, std::align_val_t) noexcept {
+  std::free(memory);
+}
+void operator delete(void* memory, size_t, std::align_val_t) noexcept {
+  std::free(memory);
+}
+
+namespace portolan {
+namespace {
+
+constexpr int64_t kPromptTokens = 20;
+constexpr int64_t kWarmUpTokens = 8;
+// Crosses the border of a KV page twice.
+constexpr int64_t kSteadyTokens = 72;
+
+// Two sequences of every rank, from the start.
+class TwoSequences : public RequestFeed {
+ public:
+  absl::Status Poll(Engine& engine) override {
+    if (closed_) return absl::OkStatus();
+    closed_ = true;
+    for (int64_t id = 0; id < 2; ++id) {
+      Request request;
+      request.id = id;
+      for (int32_t i = 0; i < kPromptTokens; ++i) {
+        request.prompt.push_back((i * 739 + 11) % 4093);
+      }
+      request.max_tokens = kWarmUpTokens + kSteadyTokens + 4;
+      request.sampling.temperature = 0.8;
+      request.sampling.top_p = 0.9;
+      if (absl::Status s = engine.Add(request); !s.ok()) return s;
+    }
+    return absl::OkStatus();
+  }
+  bool closed() const override { return closed_; }
+  void WaitForWork() override {}
+
+ private:
+  bool closed_ = false;
+};
+
+// Counts between the steady tokens of the first sequence of one rank.
+class CountingSink : public TokenSink {
+ public:
+  explicit CountingSink(bool counts) : counts_(counts) {}
+
+  bool OnToken(int64_t id, int32_t) override {
+    if (id != 0 || !counts_) return false;
+    ++num_tokens_;
+    if (num_tokens_ == kWarmUpTokens) g_counting = true;
+    if (num_tokens_ == kWarmUpTokens + kSteadyTokens) g_counting = false;
+    return false;
+  }
+  void OnFinish(int64_t, FinishReason) override {}
+
+ private:
+  const bool counts_;
+  int64_t num_tokens_ = 0;
+};
+
+int64_t AllocationsOf(const JobOptions& options) {
+  g_allocations = 0;
+  const absl::Status status =
+      RunJob(options, [&](const Model& model, RunWorld run_world) {
+        return run_world([&](Transport& transport) -> absl::Status {
+          CountingSink sink(transport.rank() == Rank{0});
+          auto rank = RankRuntime::Create(options, model, transport, sink);
+          if (!rank.ok()) return rank.status();
+          TwoSequences feed;
+          StepLoop loop((*rank)->exchange(), (*rank)->engine(), feed, nullptr,
+                        (*rank)->observer(), (*rank)->profile());
+          if (absl::Status s = loop.Run(); !s.ok()) return s;
+          return (*rank)->SaveProfile();
+        });
+      });
+  g_counting = false;
+  EXPECT_TRUE(status.ok()) << status;
+  return g_allocations;
+}
+
+TEST(SteadyStateTest, TheCounterCounts) {
+  g_allocations = 0;
+  g_counting = true;
+  delete new int;
+  g_counting = false;
+  EXPECT_EQ(g_allocations, 1);
+}
+
+TEST(SteadyStateTest, DecodingAllocatesNothing) {
+  EXPECT_EQ(AllocationsOf(BundledModel()), 0);
+}
+
+TEST(SteadyStateTest, DecodingOnSeveralThreadsAllocatesNothing) {
+  JobOptions options = BundledModel();
+  options.threads = 3;
+  EXPECT_EQ(AllocationsOf(options), 0);
+}
+
+TEST(SteadyStateTest, RanksThatExchangeTokensAllocateNothing) {
+  EXPECT_EQ(AllocationsOf(BundledModel(3)), 0);
+}
+
+TEST(SteadyStateTest, AProfileIsKeptWithoutAllocationAndCoversTheSteps) {
+  JobOptions options = BundledModel();
+  options.profile_file = testing::TempDir() + "/steady.json";
+
+  EXPECT_EQ(AllocationsOf(options), 0);
+
+  std::ifstream file(options.profile_file);
+  const nlohmann::json trace = nlohmann::json::parse(file);
+  std::map<std::string, int> times;
+  for (const nlohmann::json& event : trace.at("traceEvents")) {
+    ++times[event.at("name")];
+  }
+  for (const Zone zone :
+       {Zone::kStep, Zone::kPlan, Zone::kStepRecord, Zone::kAttention,
+        Zone::kQkv, Zone::kHeads, Zone::kScores, Zone::kAttentionOutput,
+        Zone::kGate, Zone::kExchange, Zone::kExperts, Zone::kGateUp,
+        Zone::kDown, Zone::kCombine, Zone::kLogits, Zone::kSampling}) {
+    EXPECT_GE(times[ZoneName(zone)], kSteadyTokens) << ZoneName(zone);
+  }
+}
+
+}  // namespace
+}  // namespace portolan
