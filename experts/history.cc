@@ -69,6 +69,32 @@ History::History(const HistoryShape& shape)
                       static_cast<float>(shape.num_experts)),
       mixers_(InitialMixers(shape.num_layers)) {}
 
+void History::Learn(const SequenceRecord& record) {
+  sequences_.Add(record.context,
+                 {record.map, shape_.num_layers, shape_.num_experts});
+  const size_t layers = static_cast<size_t>(shape_.num_layers);
+  const size_t experts = static_cast<size_t>(shape_.num_experts);
+  const size_t top_k = static_cast<size_t>(shape_.top_k);
+  int32_t last = -1;
+  for (size_t i = 0; i < record.tokens.size(); ++i) {
+    const std::span<const int32_t> choices =
+        std::span(record.experts).subspan(i * layers * top_k, layers * top_k);
+    tokens_.Learn(record.tokens[i], choices);
+    followers_.Learn(last, choices);
+    last = record.tokens[i];
+    for (float& share : popularity_) share *= 1 - kPopularityRate;
+    for (size_t c = 0; c < choices.size(); ++c) {
+      popularity_[c / top_k * experts + static_cast<size_t>(choices[c])] +=
+          kPopularityRate;
+    }
+  }
+}
+
+void History::Learn(const IterationRecord& record) {
+  iterations_.Add(record.embedding,
+                  {record.map, shape_.num_layers, shape_.num_experts});
+}
+
 std::string History::Serialize() const {
   ByteWriter out;
   out.PutArray(std::span(kMagic));

@@ -8,6 +8,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "experts/expert_map_store.h"
+#include "experts/history_record.h"
 #include "experts/mixer.h"
 #include "experts/token_table.h"
 #include "experts/trace.h"
@@ -51,9 +52,21 @@ class History {
   // Where the token after a token id went.
   TokenTable& followers() { return followers_; }
 
-  // Share of tokens that chose each expert, aged: [num_layers, num_experts].
+  // Share of tokens that chose each expert, aged by kPopularityRate with every
+  // token: [num_layers, num_experts].
+  static constexpr float kPopularityRate = 0.002f;
   std::span<float> popularity() { return popularity_; }
   std::span<const float> popularity() const { return popularity_; }
+
+  // Learns what another rank or job learnt, as if its tokens had come here.
+  void Learn(const SequenceRecord& record);
+  void Learn(const IterationRecord& record);
+  RecordShape record_shape() const {
+    return {.num_layers = shape_.num_layers,
+            .num_experts = shape_.num_experts,
+            .top_k = shape_.top_k,
+            .hidden = shape_.hidden};
+  }
 
   // Of the adaptive predictor: by context, then layer.
   std::vector<Mixer>& mixers() { return mixers_; }

@@ -1,0 +1,111 @@
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <set>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/statusor.h"
+#include "cluster/coordinator/shared_maps.h"
+#include "cluster/coordinator/shared_maps_database.h"
+#include "proto/expert_map.grpc.pb.h"
+#include "runtime/base/mutex.h"
+
+namespace portolan {
+
+// The history that all ranks and jobs share (expert_map.proto): a SharedMaps
+// store for each model and row format, kept in a database, followed by any
+// number of ranks. Nothing here can delay or fail a request.
+//
+// Thread-safe. Calls run on gRPC's threads; the database is written by one
+// thread of the service's own.
+class ExpertMapsService final : public v1::ExpertMaps::CallbackService {
+ public:
+  struct Options {
+    SharedMaps::Options store = {};
+    size_t max_stores = 32;
+    std::string database = {};  // file; empty: nothing is kept
+    // Says whether a caller may share history; null: everybody may.
+    std::function<grpc::Status(const grpc::CallbackServerContext&)> authorize =
+        {};
+  };
+
+  // Reads the database. `notice`: what the user should know, or empty.
+  // Errors: the database's folder cannot be written.
+  static absl::StatusOr<std::unique_ptr<ExpertMapsService>> Create(
+      Options options, std::string& notice);
+  ~ExpertMapsService() override;
+
+  grpc::ServerUnaryReactor* Append(
+      grpc::CallbackServerContext* context,
+      const v1::AppendExpertMapsRequest* request,
+      v1::AppendExpertMapsResponse* response) override;
+  grpc::ServerWriteReactor<v1::ExpertMapUpdate>* Follow(
+      grpc::CallbackServerContext* context,
+      const v1::FollowExpertMapsRequest* request) override;
+
+  // Ends all streams with kUnavailable, those to come too. To be called before
+  // the server is shut down, which waits for them.
+  void EndStreams() ABSL_LOCKS_EXCLUDED(mu_);
+
+  struct StoreStats {
+    SharedMapsKey store;
+    uint64_t rows = 0;
+    uint64_t bytes = 0;
+  };
+  struct Stats {
+    std::vector<StoreStats> stores;
+    uint64_t appended = 0;  // rows kept
+    uint64_t repeated = 0;  // rows that were known
+    uint64_t dropped = 0;   // rows that senders dropped, as they say
+    uint64_t followers = 0;
+  };
+  Stats stats() const ABSL_LOCKS_EXCLUDED(mu_);
+
+ private:
+  class Follower;
+  struct Store {
+    std::unique_ptr<SharedMaps> maps;
+    std::set<Follower*> followers;
+  };
+  struct Write {
+    SharedMapsKey store;
+    std::vector<SharedMaps::Row> added;
+    std::vector<uint64_t> removed;
+  };
+
+  explicit ExpertMapsService(Options options)
+      : options_(std::move(options)) {}
+
+  absl::Status LoadDatabase(std::string& notice);
+  // nullptr if there are too many.
+  Store* FindOrAddStore(const SharedMapsKey& key)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  grpc::Status Take(const v1::AppendExpertMapsRequest& request,
+                    v1::AppendExpertMapsResponse& response,
+                    std::vector<Follower*>& woken) ABSL_LOCKS_EXCLUDED(mu_);
+  void KeepOnDisk(const SharedMapsKey& key, const SharedMaps& maps,
+                  const SharedMaps::Change& change)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void WriteLoop();
+
+  const Options options_;
+  std::unique_ptr<SharedMapsDatabase> database_;  // of the writer once it runs
+
+  mutable Mutex mu_;
+  CondVar written_or_stopping_;
+  std::map<SharedMapsKey, Store> stores_ ABSL_GUARDED_BY(mu_);
+  std::deque<Write> writes_ ABSL_GUARDED_BY(mu_);
+  Stats counts_ ABSL_GUARDED_BY(mu_);
+  bool stopping_ ABSL_GUARDED_BY(mu_) = false;
+
+  std::thread writer_;
+};
+
+}  // namespace portolan
