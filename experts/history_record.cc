@@ -46,7 +46,7 @@ std::string EncodeKey(std::span<const float> vector) {
 
 absl::StatusOr<std::vector<float>> DecodeHalves(std::string_view bytes,
                                                 size_t count,
-                                                std::string_view what) {
+                                                const char* what) {
   if (bytes.size() != count * sizeof(Fp16)) {
     return absl::InvalidArgumentError(
         absl::StrCat("the ", what, " of an expert map has ", bytes.size(),

@@ -256,9 +256,9 @@ grpc::ServerUnaryReactor* ExpertMapsService::Append(
   return reactor;
 }
 
-grpc::Status ExpertMapsService::Take(
-    const v1::AppendExpertMapsRequest& request,
-    v1::AppendExpertMapsResponse& response, std::vector<Follower*>& woken) {
+grpc::Status ExpertMapsService::Take(const v1::AppendExpertMapsRequest& request,
+                                     v1::AppendExpertMapsResponse& response,
+                                     std::vector<Follower*>& woken) {
   const SharedMapsKey key = KeyOf(request.store());
   std::vector<SharedMaps::NewRow> rows;
   for (const v1::ExpertMapRow& row : request.rows()) {

@@ -80,8 +80,7 @@ class ExpertMapsService final : public v1::ExpertMaps::CallbackService {
     std::vector<uint64_t> removed;
   };
 
-  explicit ExpertMapsService(Options options)
-      : options_(std::move(options)) {}
+  explicit ExpertMapsService(Options options) : options_(std::move(options)) {}
 
   absl::Status LoadDatabase(std::string& notice);
   // nullptr if there are too many.

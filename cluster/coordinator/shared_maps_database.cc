@@ -89,12 +89,11 @@ absl::Status SharedMapsDatabase::Write(const SharedMapsKey& store,
   const std::string_view fingerprint = store.fingerprint;
   const int64_t format = store.format;
   for (const SharedMaps::Row& row : added) {
-    PORTOLAN_RETURN_IF_ERROR(
-        db_->Run("INSERT OR REPLACE INTO expert_maps VALUES "
-                 "(?1, ?2, ?3, ?4, ?5, ?6)",
-                 fingerprint, format, static_cast<int64_t>(row.id),
-                 SqlBlob{row.key}, SqlBlob{row.map},
-                 static_cast<int64_t>(row.usefulness)));
+    PORTOLAN_RETURN_IF_ERROR(db_->Run(
+        "INSERT OR REPLACE INTO expert_maps VALUES "
+        "(?1, ?2, ?3, ?4, ?5, ?6)",
+        fingerprint, format, static_cast<int64_t>(row.id), SqlBlob{row.key},
+        SqlBlob{row.map}, static_cast<int64_t>(row.usefulness)));
   }
   for (const uint64_t id : removed) {
     PORTOLAN_RETURN_IF_ERROR(

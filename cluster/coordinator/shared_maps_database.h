@@ -19,8 +19,7 @@ struct SharedMapsKey {
   std::string fingerprint = {};
   uint32_t format = 0;
 
-  friend auto operator<=>(const SharedMapsKey&,
-                          const SharedMapsKey&) = default;
+  friend auto operator<=>(const SharedMapsKey&, const SharedMapsKey&) = default;
 };
 
 // The shared expert maps on disk, SQLite in a file of their own: history is
