@@ -107,7 +107,7 @@ HistoryRow EncodeRecord(const RecordShape& shape,
   out.Put(static_cast<uint32_t>(record.tokens.size()));
   out.PutArray(std::span<const int32_t>(record.tokens));
   PutExperts(shape, record.experts, out);
-  return {.format = RecordFormat::kSequence,
+  return {.format = HistoryFormat::kSequence,
           .key = EncodeKey(record.context),
           .map = TakeBytes(out)};
 }
@@ -117,7 +117,7 @@ HistoryRow EncodeRecord(const RecordShape& shape,
   PORTOLAN_CHECK(record.map.size() == NumCells(shape));
   ByteWriter out;
   for (const float value : record.map) out.Put(ToFp16(value).bits);
-  return {.format = RecordFormat::kIteration,
+  return {.format = HistoryFormat::kIteration,
           .key = EncodeKey(record.embedding),
           .map = TakeBytes(out)};
 }

@@ -31,9 +31,9 @@ struct IterationRecord {
 // Records as they travel between ranks and coordinator (expert_map.proto): the
 // key is a vector of unit length in half precision, by whose cosine the
 // coordinator judges redundancy; the map is opaque to it.
-enum class RecordFormat : uint32_t { kSequence = 1, kIteration = 2 };
+enum class HistoryFormat : uint32_t { kSequence = 1, kIteration = 2 };
 struct HistoryRow {
-  RecordFormat format = RecordFormat::kSequence;
+  HistoryFormat format = HistoryFormat::kSequence;
   std::string key;
   std::string map;
 

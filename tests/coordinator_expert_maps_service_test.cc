@@ -1,11 +1,12 @@
 #include <filesystem>
+#include <map>
 #include <memory>
 #include <set>
 #include <string>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "cluster/coordinator/expert_maps_service.h"
+#include "cluster/coordinator/server/expert_maps_service.h"
 #include "grpcpp/grpcpp.h"
 #include "gtest/gtest.h"
 #include "proto/expert_map.grpc.pb.h"
@@ -26,8 +27,10 @@ std::string Key(float x, float y) {
 // The service behind a real server on loopback.
 class Server {
  public:
-  explicit Server(ExpertMapsService::Options options) {
+  explicit Server(ExpertMapsService::Options options,
+                  ExpertMapsService::Authorize authorize = nullptr) {
     service_ = ExpertMapsService::Create(std::move(options), notice_).value();
+    service_->SetAuthorize(std::move(authorize));
     grpc::ServerBuilder builder;
     int port = 0;
     builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(),
@@ -202,9 +205,9 @@ TEST(ExpertMapsServiceTest, BadCallsAreRefusedByField) {
 }
 
 TEST(ExpertMapsServiceTest, WhoMayNotIsRefusedOnBothCalls) {
-  Server server({.authorize = [](const grpc::CallbackServerContext&) {
+  Server server({}, [](grpc::ServerContextBase&) {
     return grpc::Status(grpc::StatusCode::UNAUTHENTICATED, "no token");
-  }});
+  });
 
   Follower follower(server, 0);
 

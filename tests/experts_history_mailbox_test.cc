@@ -9,7 +9,7 @@ namespace portolan {
 namespace {
 
 HistoryRow Row(std::string text,
-               RecordFormat format = RecordFormat::kSequence) {
+               HistoryFormat format = HistoryFormat::kSequence) {
   return {.format = format, .key = "key", .map = std::move(text)};
 }
 
@@ -17,7 +17,7 @@ TEST(HistoryMailboxTest, RowsLeaveInOrderAndByFormat) {
   HistoryMailbox mailbox({});
   mailbox.Send(Row("a"));
   mailbox.Send(Row("b"));
-  mailbox.Send(Row("c", RecordFormat::kIteration));
+  mailbox.Send(Row("c", HistoryFormat::kIteration));
 
   const auto first = mailbox.TakeOutgoing(absl::ZeroDuration(), 1 << 20);
   const auto second = mailbox.TakeOutgoing(absl::ZeroDuration(), 1 << 20);
@@ -25,7 +25,7 @@ TEST(HistoryMailboxTest, RowsLeaveInOrderAndByFormat) {
   ASSERT_EQ(first.rows.size(), 2u);
   EXPECT_EQ(first.rows[1].map, "b");
   ASSERT_EQ(second.rows.size(), 1u);
-  EXPECT_EQ(second.rows[0].format, RecordFormat::kIteration);
+  EXPECT_EQ(second.rows[0].format, HistoryFormat::kIteration);
 }
 
 TEST(HistoryMailboxTest, AFullOutboxDropsItsOldestAndSaysSoOnce) {

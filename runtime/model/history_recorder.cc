@@ -42,10 +42,10 @@ void HistoryRecorder::ApplyAll() {
 }
 
 void HistoryRecorder::Apply(const HistoryRow& row) {
-  if (row.format == RecordFormat::kSequence) {
+  if (row.format == HistoryFormat::kSequence) {
     const auto record = DecodeSequence(shape_, row.key, row.map);
     if (record.ok()) return history_.Learn(*record);
-  } else if (row.format == RecordFormat::kIteration) {
+  } else if (row.format == HistoryFormat::kIteration) {
     const auto record = DecodeIteration(shape_, row.key, row.map);
     if (record.ok()) return history_.Learn(*record);
   }

@@ -7,6 +7,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <cstdio>
 #include <future>
 #include <nlohmann/json.hpp>
 #include <utility>
@@ -15,6 +16,8 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "cluster/coordinator/server/data_dir.h"
+#include "cluster/coordinator/server/expert_maps_service.h"
+#include "cluster/coordinator/server/grpc_status.h"
 #include "cluster/coordinator/server/http_server.h"
 #include "cluster/coordinator/server/services.h"
 #include "cluster/coordinator/status_page.h"
@@ -34,7 +37,9 @@ class RunningCoordinator final : public Coordinator {
  public:
   // Members are made in this order and go in the other one.
   RunningCoordinator(DataDir dir, std::unique_ptr<Telemetry> telemetry,
-                     std::unique_ptr<RequestHub> hub, Security security,
+                     std::unique_ptr<RequestHub> hub,
+                     std::unique_ptr<ExpertMapsService> expert_maps,
+                     Security security,
                      const std::vector<MakeService>& further_services);
   ~RunningCoordinator() override;
 
@@ -59,6 +64,7 @@ class RunningCoordinator final : public Coordinator {
   const Security security_;
   const Gate gate_;
   std::vector<std::unique_ptr<grpc::Service>> services_;
+  ExpertMapsService* expert_maps_ = nullptr;  // one of the services
   std::string address_;
   std::string http_address_;
   std::atomic<bool> serving_ = false;
@@ -68,7 +74,8 @@ class RunningCoordinator final : public Coordinator {
 
 RunningCoordinator::RunningCoordinator(
     DataDir dir, std::unique_ptr<Telemetry> telemetry,
-    std::unique_ptr<RequestHub> hub, Security security,
+    std::unique_ptr<RequestHub> hub,
+    std::unique_ptr<ExpertMapsService> expert_maps, Security security,
     const std::vector<MakeService>& further_services)
     : dir_(std::move(dir)),
       telemetry_(std::move(telemetry)),
@@ -77,6 +84,11 @@ RunningCoordinator::RunningCoordinator(
       gate_(security_.rules, *telemetry_) {
   services_.push_back(MakeInferenceService(*hub_, gate_));
   services_.push_back(MakeControlService(*hub_, gate_));
+  expert_maps->SetAuthorize([this](grpc::ServerContextBase& context) {
+    return ToGrpc(gate_.Enter(context, ServiceKind::kControl).status());
+  });
+  expert_maps_ = expert_maps.get();
+  services_.push_back(std::move(expert_maps));
   for (const MakeService& make : further_services) {
     services_.push_back(make(gate_));
   }
@@ -174,6 +186,7 @@ RunningCoordinator::~RunningCoordinator() {
       health->Shutdown();
     }
     hub_->EndStreams();
+    expert_maps_->EndStreams();
     server_->Shutdown(std::chrono::system_clock::now() +
                       std::chrono::seconds(1));
     server_->Wait();
@@ -211,9 +224,16 @@ absl::StatusOr<std::unique_ptr<Coordinator>> Coordinator::Start(
   PORTOLAN_ASSIGN_OR_RETURN(
       std::unique_ptr<RequestHub> hub,
       RequestHub::Start(options.hub, wall_now, std::move(store), *telemetry));
+  std::string notice;
+  PORTOLAN_ASSIGN_OR_RETURN(
+      std::unique_ptr<ExpertMapsService> expert_maps,
+      ExpertMapsService::Create({.store = options.expert_maps,
+                                 .database = dir.File("history.sqlite")},
+                                notice));
+  if (!notice.empty()) std::fprintf(stderr, "notice: %s\n", notice.c_str());
   auto coordinator = std::make_unique<RunningCoordinator>(
-      std::move(dir), std::move(telemetry), std::move(hub), std::move(security),
-      further_services);
+      std::move(dir), std::move(telemetry), std::move(hub),
+      std::move(expert_maps), std::move(security), further_services);
   PORTOLAN_RETURN_IF_ERROR(coordinator->Listen(options));
   return coordinator;
 }

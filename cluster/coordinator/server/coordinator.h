@@ -13,6 +13,7 @@
 #include "cluster/coordinator/hub.h"
 #include "cluster/coordinator/server/caller.h"
 #include "cluster/coordinator/server/credentials.h"
+#include "cluster/coordinator/shared_maps.h"
 
 namespace portolan {
 
@@ -27,7 +28,8 @@ struct CoordinatorOptions {
   SecurityOptions security = {};
   int max_message_bytes = 16 << 20;
   HubOptions hub = {};
-  StoreOptions store = {};  // its path is set by data_dir
+  StoreOptions store = {};               // its path is set by data_dir
+  SharedMaps::Options expert_maps = {};  // of each model and row format
   // The wall clock at the start; for tests.
   absl::Time wall_now = absl::InfinitePast();
 

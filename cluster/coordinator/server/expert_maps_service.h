@@ -31,9 +31,6 @@ class ExpertMapsService final : public v1::ExpertMaps::CallbackService {
     SharedMaps::Options store = {};
     size_t max_stores = 32;
     std::string database = {};  // file; empty: nothing is kept
-    // Says whether a caller may share history; null: everybody may.
-    std::function<grpc::Status(const grpc::CallbackServerContext&)> authorize =
-        {};
   };
 
   // Reads the database. `notice`: what the user should know, or empty.
@@ -41,6 +38,10 @@ class ExpertMapsService final : public v1::ExpertMaps::CallbackService {
   static absl::StatusOr<std::unique_ptr<ExpertMapsService>> Create(
       Options options, std::string& notice);
   ~ExpertMapsService() override;
+
+  // Whom to let in; everybody without it. Before the server starts.
+  using Authorize = std::function<grpc::Status(grpc::ServerContextBase&)>;
+  void SetAuthorize(Authorize authorize) { authorize_ = std::move(authorize); }
 
   grpc::ServerUnaryReactor* Append(
       grpc::CallbackServerContext* context,
@@ -95,6 +96,7 @@ class ExpertMapsService final : public v1::ExpertMaps::CallbackService {
   void WriteLoop();
 
   const Options options_;
+  Authorize authorize_;
   std::unique_ptr<SharedMapsDatabase> database_;  // of the writer once it runs
 
   mutable Mutex mu_;

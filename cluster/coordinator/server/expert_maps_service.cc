@@ -1,4 +1,4 @@
-#include "cluster/coordinator/expert_maps_service.h"
+#include "cluster/coordinator/server/expert_maps_service.h"
 
 #include <algorithm>
 #include <cstdio>
@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "cluster/coordinator/server/grpc_status.h"
 #include "runtime/base/status_macros.h"
 
 namespace portolan {
@@ -17,11 +18,6 @@ constexpr size_t kMessageBytes = 1 << 20;
 // Added to the version with every start: what a crash took from the database
 // was perhaps seen by followers, under versions that must not come again.
 constexpr uint64_t kVersionsPerLife = uint64_t{1} << 32;
-
-grpc::Status ToGrpc(const absl::Status& status) {
-  return {static_cast<grpc::StatusCode>(status.code()),
-          std::string(status.message())};
-}
 
 grpc::Status CheckKey(const v1::ExpertMapKey& key) {
   if (key.fingerprint().empty() ||
@@ -247,8 +243,7 @@ grpc::ServerUnaryReactor* ExpertMapsService::Append(
     v1::AppendExpertMapsResponse* response) {
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
   std::vector<Follower*> woken;
-  grpc::Status status =
-      options_.authorize ? options_.authorize(*context) : grpc::Status::OK;
+  grpc::Status status = authorize_ ? authorize_(*context) : grpc::Status::OK;
   if (status.ok()) status = CheckKey(request->store());
   if (status.ok()) status = Take(*request, *response, woken);
   for (Follower* follower : woken) follower->Write();
@@ -296,7 +291,7 @@ void ExpertMapsService::KeepOnDisk(const SharedMapsKey& key,
                                    const SharedMaps& maps,
                                    const SharedMaps::Change& change) {
   if (database_ == nullptr || change.added.empty()) return;
-  Write write{.store = key, .removed = change.removed};
+  Write write{.store = key, .added = {}, .removed = change.removed};
   for (const uint64_t id : change.added) {
     const SharedMaps::Row* row = maps.Find(id);
     if (row != nullptr) write.added.push_back(*row);
@@ -330,8 +325,7 @@ grpc::ServerWriteReactor<v1::ExpertMapUpdate>* ExpertMapsService::Follow(
     const v1::FollowExpertMapsRequest* request) {
   const SharedMapsKey key = KeyOf(request->store());
   auto* const follower = new Follower(*this, key, request->from_version());
-  grpc::Status status =
-      options_.authorize ? options_.authorize(*context) : grpc::Status::OK;
+  grpc::Status status = authorize_ ? authorize_(*context) : grpc::Status::OK;
   if (status.ok()) status = CheckKey(request->store());
   bool write = false;
   {
