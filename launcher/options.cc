@@ -71,7 +71,8 @@ void AddSizes(CLI::App& command, JobOptions& options) {
       command, "--trace", options.trace_file,
       "Record what the gates say to this file (one per rank: FILE.0, FILE.1 "
       "... where there are several)");
-  Add(command, "--profile", options.profile_file,
+  AddFlag(
+      command, "--profile", options.profile_file,
       "Write what steps spend their time on, as a Chrome trace, to this file "
       "(one per rank, as --trace)");
   const auto parse = [](std::string_view text) { return ParseBytes(text); };
