@@ -6,9 +6,9 @@ target_compile_options(portolan_warnings INTERFACE
 
 # portolan_library(<name> HEADERS ... SOURCES ... PUBLIC ... PRIVATE ...)
 #
-# One folder, one library. A portolan:: dependency must exist already, so the
-# order of add_subdirectory() in the root is the order of the layers and a
-# cycle cannot be written. The test layering.<name> checks the #includes
+# One folder, one library, but for programs that link less than their neighbours.
+# A portolan:: dependency must exist already, so the order of add_subdirectory()
+# in the root is the order of the layers and a cycle cannot be written. The test layering.<name> checks the #includes
 # against the same list.
 function(portolan_library name)
   cmake_parse_arguments(PARSE_ARGV 1 arg "" "" "HEADERS;SOURCES;PUBLIC;PRIVATE")
@@ -38,8 +38,14 @@ function(portolan_library name)
   add_dependencies(libraries portolan_${name})
 
   list(JOIN visible "|" visible)
+  list(TRANSFORM arg_HEADERS PREPEND ${CMAKE_CURRENT_SOURCE_DIR}/
+    OUTPUT_VARIABLE headers)
+  list(TRANSFORM arg_SOURCES PREPEND ${CMAKE_CURRENT_SOURCE_DIR}/
+    OUTPUT_VARIABLE sources)
+  list(JOIN headers "|" headers)
+  list(JOIN sources "|" sources)
   add_test(NAME layering.${name} COMMAND ${CMAKE_COMMAND}
-    -D FOLDER=${CMAKE_CURRENT_SOURCE_DIR} -D VISIBLE=${visible}
+    -D FILES=${headers}|${sources} -D VISIBLE=${visible}
     -D ROOT=${PROJECT_SOURCE_DIR}
     -P ${PROJECT_SOURCE_DIR}/tests/check_layering.cmake)
 endfunction()

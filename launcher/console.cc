@@ -36,16 +36,30 @@ Progress::~Progress() {
 }
 
 void Progress::Update(int64_t done, int64_t total) {
+  if (!IsDue(total)) return;
+  Draw(done, total,
+       absl::StrFormat("%s of %s", FormatBytes(static_cast<uint64_t>(done)),
+                       FormatBytes(static_cast<uint64_t>(total))));
+}
+
+void Progress::Count(int64_t done, int64_t total) {
+  if (!IsDue(total)) return;
+  Draw(done, total, absl::StrFormat("%d of %d", done, total));
+}
+
+bool Progress::IsDue(int64_t total) {
   const absl::Time now = absl::Now();
-  if (silent_ || now < next_ || total <= 0) return;
+  if (silent_ || now < next_ || total <= 0) return false;
   next_ = now + (terminal_ ? kRedraw : kLine);
+  return true;
+}
+
+void Progress::Draw(int64_t done, int64_t total, const std::string& amount) {
   drawn_ = true;
   const int percent = static_cast<int>(100.0 * static_cast<double>(done) /
                                        static_cast<double>(total));
   const std::string line =
-      absl::StrFormat("%s %3d %% (%s of %s)", what_, percent,
-                      FormatBytes(static_cast<uint64_t>(done)),
-                      FormatBytes(static_cast<uint64_t>(total)));
+      absl::StrFormat("%s %3d %% (%s)", what_, percent, amount);
   std::fputs(terminal_ ? ("\r\033[K" + line).c_str() : (line + "\n").c_str(),
              stderr);
 }

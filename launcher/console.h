@@ -31,8 +31,13 @@ class Progress {
 
   // `done` of `total`, in bytes.
   void Update(int64_t done, int64_t total);
+  // The same, of things that are counted.
+  void Count(int64_t done, int64_t total);
 
  private:
+  bool IsDue(int64_t total);
+  void Draw(int64_t done, int64_t total, const std::string& amount);
+
   const std::string what_;
   const bool silent_;
   const bool terminal_;

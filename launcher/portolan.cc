@@ -10,6 +10,9 @@
 #include "launcher/replay.h"
 #include "launcher/usage.h"
 #include "launcher/version.h"
+#ifdef PORTOLAN_GRPC
+#include "launcher/bench_serve.h"
+#endif
 
 int main(int argc, char** argv) {
   CLI::App app(
@@ -28,6 +31,7 @@ int main(int argc, char** argv) {
   portolan::AddBenchCommand(app, exit_code);
 #ifdef PORTOLAN_GRPC
   portolan::AddCoordinatorCommand(app, exit_code);
+  portolan::AddBenchServeCommand(*app.get_subcommand("bench"), exit_code);
 #endif
 
   try {

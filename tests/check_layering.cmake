@@ -1,9 +1,9 @@
 cmake_minimum_required(VERSION 3.24)
-# Fails when a file in FOLDER includes a project header that is neither in
-# FOLDER nor in a library that FOLDER's library names as a dependency (VISIBLE,
-# "|"-separated).
+# Fails when one of a library's FILES includes a project header that is in none
+# of the folders VISIBLE: the library's own and those of the libraries that it
+# names as dependencies. Both are "|"-separated.
 string(REPLACE "|" ";" VISIBLE "${VISIBLE}")
-file(GLOB files ${FOLDER}/*.h ${FOLDER}/*.cc ${FOLDER}/*.cu)
+string(REPLACE "|" ";" files "${FILES}")
 set(faults "")
 foreach(file IN LISTS files)
   file(STRINGS ${file} lines REGEX "^#include \"")
