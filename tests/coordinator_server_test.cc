@@ -99,6 +99,24 @@ TEST_F(CoordinatorTest, AskedAgainWithTheSameKeyItIsTheSameRequest) {
   EXPECT_EQ(third.status.error_code(), grpc::StatusCode::ALREADY_EXISTS);
 }
 
+TEST_F(CoordinatorTest, ASubmittedRequestOutlivesTheDeadlineOfItsCall) {
+  Start();
+  grpc::ClientContext context;
+  context.set_deadline(absl::ToChronoTime(absl::Now() + absl::Seconds(2)));
+  v1::SubmitResponse lasting;
+  ASSERT_TRUE(client_->Submit(&context, Request(), &lasting).ok());
+
+  v1::GenerateRequest limited = Request();
+  limited.mutable_timeout()->set_seconds(3);
+  Stream ends_later(*this, Submit(limited).response.request_id(), 0);
+  while (ends_later.Read()) {
+  }
+
+  EXPECT_EQ(ends_later.status.error_code(),
+            grpc::StatusCode::DEADLINE_EXCEEDED);
+  EXPECT_EQ(Get(lasting.request_id()).state(), v1::REQUEST_STATE_QUEUED);
+}
+
 TEST_F(CoordinatorTest, ARestartLosesNothing) {
   Start();
   std::string done, waiting;

@@ -1,7 +1,10 @@
 #!/usr/bin/env python3
 """Makes portolan_client/_proto/ from the .proto files.
 
-    generate_stubs.py DIRECTORY     (that holds, or will hold, portolan_client/)
+    generate_stubs.py DIRECTORY [NAME]...
+
+DIRECTORY holds, or will hold, portolan_client/; NAMEs are files that clients do
+not need, but tests do.
 """
 
 import pathlib
@@ -31,7 +34,7 @@ def compiler():
             f"-I{include}"], "--grpc_python_out"
 
 
-def generate(directory):
+def generate(directory, names=NAMES):
     directory = pathlib.Path(directory)
     command, grpc_out = compiler()
     # The path of a .proto file becomes the path of its Python module, so the
@@ -39,18 +42,20 @@ def generate(directory):
     with tempfile.TemporaryDirectory() as root:
         sources = pathlib.Path(root) / PACKAGE
         sources.mkdir(parents=True)
-        for name in NAMES:
-            shutil.copy(PROTO / f"{name}.proto", sources)
+        for name in names:
+            text = (PROTO / f"{name}.proto").read_text()
+            (sources / f"{name}.proto").write_text(
+                text.replace('import "proto/', f'import "{PACKAGE}/'))
         (directory / PACKAGE).mkdir(parents=True, exist_ok=True)
         subprocess.run(
             [*command, f"-I{root}", f"--python_out={directory}",
              f"{grpc_out}={directory}",
-             *(str(PACKAGE / f"{name}.proto") for name in NAMES)],
+             *(str(PACKAGE / f"{name}.proto") for name in names)],
             check=True)
     (directory / PACKAGE / "__init__.py").write_text("")
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
+    if len(sys.argv) < 2:
         raise SystemExit(__doc__)
-    generate(sys.argv[1])
+    generate(sys.argv[1], (*NAMES, *sys.argv[2:]))

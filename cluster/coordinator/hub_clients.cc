@@ -41,9 +41,10 @@ bool MaySee(const Caller& caller, const StoredRequest& stored) {
   return caller.sees_all || caller.client == stored.queued.client;
 }
 
+// A detached request outlives its call, and so the deadline of that.
 absl::Time Deadline(absl::Time now, const v1::GenerateRequest& request,
-                    const Caller& caller) {
-  absl::Duration time = caller.time_left;
+                    const Caller& caller, bool detached) {
+  absl::Duration time = detached ? absl::InfiniteDuration() : caller.time_left;
   if (request.has_timeout()) {
     time = std::min(time, absl::Seconds(request.timeout().seconds()) +
                               absl::Nanoseconds(request.timeout().nanos()));
@@ -240,7 +241,7 @@ absl::StatusOr<StoredRequest> RequestHub::Compose(const Caller& caller,
   queued.max_tokens = request.params().has_max_tokens()
                           ? request.params().max_tokens()
                           : kDefaultMaxTokens;
-  queued.deadline = Deadline(stored.created, request, caller);
+  queued.deadline = Deadline(stored.created, request, caller, detached);
   stored.id = MakeRequestId(queued.seq, random_());
   stored.request = std::move(request);
   return stored;
