@@ -1,10 +1,9 @@
-#include "cluster/coordinator/shared_maps_database.h"
-
 #include <filesystem>
 #include <fstream>
 #include <string>
 #include <vector>
 
+#include "cluster/coordinator/shared_maps_database.h"
 #include "gtest/gtest.h"
 
 namespace portolan {
@@ -12,7 +11,10 @@ namespace {
 
 class SharedMapsDatabaseTest : public testing::Test {
  protected:
-  void SetUp() override { std::filesystem::remove_all(dir_); std::filesystem::create_directories(dir_); }
+  void SetUp() override {
+    std::filesystem::remove_all(dir_);
+    std::filesystem::create_directories(dir_);
+  }
   void TearDown() override { std::filesystem::remove_all(dir_); }
 
   std::unique_ptr<SharedMapsDatabase> Open() {
