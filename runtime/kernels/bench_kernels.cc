@@ -30,6 +30,12 @@ double Now() {
       .count();
 }
 
+double Median(std::vector<double>& values) {
+  const auto middle = values.begin() + static_cast<int64_t>(values.size() / 2);
+  std::nth_element(values.begin(), middle, values.end());
+  return *middle;
+}
+
 // Median seconds of a call: at least three calls, then until time is up.
 double MedianSeconds(double budget, absl::FunctionRef<void()> call) {
   call();
@@ -40,10 +46,7 @@ double MedianSeconds(double budget, absl::FunctionRef<void()> call) {
     call();
     seconds.push_back(Now() - start);
   }
-  const auto middle =
-      seconds.begin() + static_cast<int64_t>(seconds.size() / 2);
-  std::nth_element(seconds.begin(), middle, seconds.end());
-  return *middle;
+  return Median(seconds);
 }
 
 // Pseudo-random values in (-1, 1), as many different ones as it takes.
@@ -94,26 +97,27 @@ uint64_t ReadAll(const std::byte* data, int64_t bytes) {
   return sum[0] + sum[1];
 }
 
-// Bytes per second of the fastest of several slices, each from memory: others
-// use the machine too.
-double FastestRead(ThreadPool& pool, std::span<const std::byte> memory,
+// Bytes per second: the median of several slices, each from memory, as the
+// kernels' figures are medians. The fastest slice would be a limit that others'
+// use of the memory seldom grants.
+double TypicalRead(ThreadPool& pool, std::span<const std::byte> memory,
                    uint64_t& checksum) {
   const int threads = pool.num_threads();
   const auto bytes = static_cast<int64_t>(memory.size());
   const int64_t slice = std::min<int64_t>(bytes, int64_t{32} << 20);
   const int64_t part = slice / threads / 64 * 64;
   std::vector<uint64_t> sums(static_cast<size_t>(threads));
-  double fastest = 1e30;
+  std::vector<double> seconds;
   for (int64_t at = 0; at + slice <= 2 * bytes; at += slice) {
     const std::byte* from = memory.data() + at % (bytes / slice * slice);
     const double start = Now();
     pool.ParallelFor(threads, [&](int64_t i) {
       sums[static_cast<size_t>(i)] += ReadAll(from + i * part, part);
     });
-    fastest = std::min(fastest, Now() - start);
+    seconds.push_back(Now() - start);
   }
   checksum += std::accumulate(sums.begin(), sums.end(), uint64_t{0});
-  return static_cast<double>(part * threads) / fastest;
+  return static_cast<double>(part * threads) / Median(seconds);
 }
 
 class Bench {
@@ -194,7 +198,7 @@ class Bench {
     for (const int threads : {1, options_.num_threads}) {
       bandwidth_ = 0;
       const double gb_s =
-          FastestRead(threads == 1 ? one_thread_ : pool_,
+          TypicalRead(threads == 1 ? one_thread_ : pool_,
                       {weights_data_, static_cast<size_t>(bytes)}, checksum_) /
           1e9;
       Add({.name = "read bandwidth",
@@ -383,7 +387,7 @@ double MeasureReadBandwidth(ThreadPool& pool, int64_t pool_bytes) {
   std::memset(data, 1, static_cast<size_t>(pool_bytes));
   uint64_t checksum = 0;
   const double speed =
-      FastestRead(pool, {data, static_cast<size_t>(pool_bytes)}, checksum);
+      TypicalRead(pool, {data, static_cast<size_t>(pool_bytes)}, checksum);
   PORTOLAN_CHECK(checksum != 0);  // nothing was left out
   return speed;
 }

@@ -41,7 +41,7 @@ struct KernelBenchRow {
 std::vector<KernelBenchRow> BenchKernels(const KernelBenchOptions& options);
 
 // The bytes per second that the threads of `pool` read from memory together,
-// the best of several slices of `pool_bytes`, which it allocates.
+// the median over slices of `pool_bytes`, which it allocates.
 double MeasureReadBandwidth(ThreadPool& pool, int64_t pool_bytes);
 
 // The table for people, one line a row.

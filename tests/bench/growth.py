@@ -69,7 +69,8 @@ def measure(args, axis, point):
     command = [args.portolan, "bench", "model", "--json", "--model", model,
                "--rounds", args.rounds,
                *bench_arguments(axis, point, args.threads)]
-    report = json.loads(machine.run([str(word) for word in command]))
+    report = json.loads(machine.run([str(word) for word in command],
+                                    realtime=args.realtime))
     return {
         "axis": axis, "point": point, "cpu": report["cpu"],
         "kernels": report["kernels"], "threads": report["threads"],
@@ -195,6 +196,8 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--cliff", type=float, default=1.5)
+    parser.add_argument("--realtime", type=int, default=0, metavar="PRIORITY",
+                        help="run at this real-time priority (root)")
     parser.add_argument("--models", type=pathlib.Path,
                         help="keep the models here (default: thrown away)")
     parser.add_argument("--results", type=pathlib.Path,

@@ -6,6 +6,7 @@ import contextlib
 import os
 import pathlib
 import re
+import resource
 import signal
 import subprocess
 import time
@@ -93,8 +94,35 @@ def realtime_allowed(priority):
     return None if code == 0 else os.strerror(code)
 
 
+def busy_seconds():
+    """CPU time that the whole machine has spent so far, stolen time included;
+    and what of it the finished children of this process took."""
+    fields = pathlib.Path("/proc/stat").read_text().split("\n", 1)[0].split()
+    user, nice, system, _, _, irq, softirq, steal = map(int, fields[1:9])
+    ticks = user + nice + system + irq + softirq + steal
+    own = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return (ticks / os.sysconf("SC_CLK_TCK"), own.ru_utime + own.ru_stime)
+
+
+class OtherLoad:
+    """`share`: of the machine's CPUs that others used inside the block."""
+
+    share = 0.0
+
+    def __enter__(self):
+        self.start = time.perf_counter(), busy_seconds()
+        return self
+
+    def __exit__(self, *_):
+        start, (busy, own) = self.start
+        now_busy, now_own = busy_seconds()
+        available = (time.perf_counter() - start) * os.cpu_count()
+        others = now_busy - busy - (now_own - own)
+        self.share = max(others / available, 0.0)
+
+
 def run(command, cgroup=None, realtime=0, timeout=None):
-    """Runs a program; returns its standard output and peak memory in bytes."""
+    """Runs a program; returns its standard output."""
 
     def prepare():
         if cgroup is not None:

@@ -2,7 +2,7 @@
 """Portolan beside llama.cpp on the same model, machine and moment.
 
   tests/bench/peer_llama.py                        # everything, about an hour
-  tests/bench/peer_llama.py --venv DIR --models DIR --what pp128,tg128
+  tests/bench/peer_llama.py --venv DIR --models DIR --what tg128,pp512
   tests/bench/peer_llama.py --print --results FILE # the tables once more
 
 What it does:
@@ -15,17 +15,20 @@ What it does:
     the peer's own quantiser.
  3. Rounds: peer and Portolan run in turns, with the same priority and number of
     threads; each measures after a round that warms it up. Medians, least and
-    most of the rounds, and ratios of the medians.
+    most of the rounds, and ratios of the medians. "other load" is the share of
+    the CPUs that other processes used meanwhile: a peer whose threads spin at
+    barriers suffers more from it than one whose threads do not.
  4. Limited memory (--what limit30,limit50; root): both decode inside a memory
     cgroup of 30 or 50 % of the model's bytes, page cache included, with cold
     caches, at two read-ahead settings of the disk. Settings are put back; what
     is refused is skipped, with the reason.
 
 A measurement is NAME[@THREADS][:WEIGHTS], where NAME is
-  pp128, pp512        prefill of one prompt
-  tg128               decode, one sequence, after a prompt of 128
+  tg128               prefill of one prompt of 128 tokens (a row pp128), then
+                      decode of one sequence
+  pp512               prefill of one prompt
   b8, b32             decode of 8 or 32 sequences (--batch-gen tokens each)
-  s-pp128, s-tg128    the same with model S
+  s-tg128, s-pp512    the same with model S
   limit30, limit50    see above
 and WEIGHTS is bf16 (default), int8 (beside Q8_0) or int4 (beside Q4_0).
 Results are appended to --results, so that rounds can be run in pieces.
@@ -49,10 +52,10 @@ HERE = pathlib.Path(__file__).resolve().parent
 SOURCE = HERE.parent.parent
 
 ALL = [
-    "pp128", "pp512", "tg128", "b8", "b32", "pp128@1", "pp512@1", "tg128@1",
+    "tg128", "pp512", "b8", "b32", "tg128@1", "pp512@1",
     "tg128:int8", "b8:int8", "b32:int8", "pp512:int8",
     "tg128:int4", "b8:int4", "b32:int4", "pp512:int4",
-    "s-pp128", "s-tg128", "s-tg128@1", "limit50", "limit30",
+    "s-tg128", "s-tg128@1", "limit50", "limit30",
 ]
 PEER_TYPE = {"bf16": None, "int8": "Q8_0", "int4": "Q4_0"}
 # Of the peer's package: what it is called and how it is imported.
@@ -238,24 +241,27 @@ def run_limited(case, program, models, args, kib):
         return program.run(case, models, args, cgroup=group, **extra)
 
 
-def measure(case, programs, models, args, record):
+def measure(case, programs, models, args, results):
     settings = args.read_ahead if case.limit else [None]
     for kib in settings:
-        for number in range(args.rounds):
+        begun = results.rounds(case.text, kib)
+        for number in range(begun, begun + args.rounds):
             # In turns, and not always the same one first.
             order = programs if number % 2 == 0 else programs[::-1]
             for program in order:
                 entry = {"case": case.text, "program": program.name,
                          "phase": case.phase, "read_ahead": kib}
                 try:
-                    if kib is None:
-                        figures = program.run(case, models, args)
-                    else:
-                        figures = run_limited(case, program, models, args, kib)
-                    entry.update(figures)
+                    with machine.OtherLoad() as others:
+                        if kib is None:
+                            figures = program.run(case, models, args)
+                        else:
+                            figures = run_limited(
+                                case, program, models, args, kib)
+                    entry.update(figures, other_load=others.share)
                 except machine.Skipped as reason:
                     entry["skipped"] = str(reason)
-                record(entry)
+                results.add(entry)
 
 
 class Results:
@@ -275,6 +281,10 @@ class Results:
             value = entry.get("skipped") or f"{entry[entry['phase']]:.2f} tok/s"
             print(f"{entry['case']:12} {entry['program']:12} {value}",
                   file=sys.stderr)
+
+    def rounds(self, case, kib):
+        return sum(line.get("case") == case and line["read_ahead"] == kib and
+                   line["program"] == "Portolan" for line in self.lines)
 
     def values(self, case, program, kib, key):
         return [
@@ -323,15 +333,18 @@ class Results:
             for line in self.lines if "case" in line))
         peers = [name for name in PEERS if any(
             line.get("program") == name for line in self.lines)]
-        titles = ["tokens/s", *peers, "Portolan", "ratio", "peak memory",
-                  "disk in decode"]
+        titles = ["tokens/s", *peers, "Portolan", "ratio", "other load",
+                  "peak memory", "disk in decode"]
         print("| " + " | ".join(titles) + " |")
         print("|" + "---|" * len(titles))
         for case, kib, phase in cases:
-            print("| " + " | ".join(self.row(case, kib, phase, peers)) + " |")
+            if "tg128" in case:
+                self.print_row(case.replace("tg", "pp"), case, kib, "prefill",
+                               peers)
+            name = case if kib is None else f"{case}, read-ahead {kib} KiB"
+            self.print_row(name, case, kib, phase, peers)
 
-    def row(self, case, kib, phase, peers):
-        name = case if kib is None else f"{case}, read-ahead {kib} KiB"
+    def print_row(self, name, case, kib, phase, peers):
         ours_text, ours = self.cell(case, "Portolan", kib, phase)
         cells, ratios, memory, disk = [name], [], [], []
         for program in peers:
@@ -343,8 +356,14 @@ class Results:
             memory.append(f"{max(peak) / 1e6:.0f}" if peak else "-")
             if kib is not None:
                 disk.append(self.disk_cell(case, program, kib))
-        return [*cells, ours_text, " / ".join(ratios),
-                " / ".join(memory) + " MB", " / ".join(disk) or ""]
+        loads = [self.values(case, program, kib, "other_load")
+                 for program in [*peers, "Portolan"]]
+        load = " / ".join(
+            f"{100 * statistics.median(values):.0f}" if values else "-"
+            for values in loads)
+        cells += [ours_text, " / ".join(ratios), load + " %",
+                  " / ".join(memory) + " MB", " / ".join(disk)]
+        print("| " + " | ".join(cells) + " |")
 
 
 def describe(portolan, peers, args):
@@ -429,7 +448,7 @@ def run_all(args, results):
     if not any("about" in line for line in results.lines):
         results.add({"about": describe(portolan, peers, args)})
     for case in cases:
-        measure(case, [*peers, portolan], models, args, results.add)
+        measure(case, [*peers, portolan], models, args, results)
 
 
 if __name__ == "__main__":
