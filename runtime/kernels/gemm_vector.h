@@ -15,8 +15,10 @@ namespace {
 constexpr int kTileRows = kWidth == 16 ? 6 : 3;
 constexpr int kTileBlocks = kWidth == 16 ? 2 : 1;
 
-// bf16 elements by which the prefetch runs ahead of the loads, per block.
-constexpr int64_t kAhead = 8 * kTileSize;
+// Tiles of weights, and elements, by which the prefetch runs ahead of the
+// loads, per block.
+constexpr int64_t kTilesAhead = 8;
+constexpr int64_t kAhead = kTilesAhead * kTileSize;
 
 struct VectorTile {
   const float* x;
@@ -101,14 +103,22 @@ void MultiplyTile(const VectorTile& t) {
   }
   const float* x = t.x;
   const uint16_t* w = t.w;
+  // The end of a block leads to the one after those at work.
+  int64_t ahead_kb = kTilesAhead;
+  int64_t skip = 0;
   for (int64_t kb = 0; kb < t.k_blocks; ++kb, x += kBlockK, w += kTileSize) {
+    for (; kPrefetch && kBlocks > 1 && ahead_kb >= t.k_blocks;
+         ahead_kb -= t.k_blocks) {
+      skip += (kBlocks - 1) * t.w_block_stride;
+    }
+    ++ahead_kb;
     FetchNext<kBlocks>(t, kb);
     Vec even[kRows][kBlocks][kParts] = {};
     Vec odd[kRows][kBlocks][kParts] = {};
     const uint16_t* ahead[kBlocks];
     PORTOLAN_UNROLL
     for (int b = 0; b < kBlocks; ++b) {
-      const uint16_t* next = w + b * t.w_block_stride + kAhead;
+      const uint16_t* next = w + b * t.w_block_stride + kAhead + skip;
       ahead[b] = next < t.w_last ? next : t.w_last;
     }
     for (int64_t pair = 0; pair < kBlockK / 2; ++pair) {

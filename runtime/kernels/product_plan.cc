@@ -9,8 +9,9 @@ namespace {
 // from memory costs as much as this many rows of arithmetic.
 constexpr int64_t kReadCost = 8;
 
-// About 5 us: what another thread must save to be worth its wake-up.
-constexpr int64_t kInlineCost = 700;
+// About 9 us: half of it is what another thread saves, and what it costs to
+// bring it in.
+constexpr int64_t kInlineCost = 1200;
 
 // The least cost of a task, and the tasks that each thread should find: the
 // last one of a region leaves the other threads idle for half of itself.
