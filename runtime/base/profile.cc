@@ -17,12 +17,6 @@ int64_t SteadyNs() {
       .count();
 }
 
-int64_t WallNs() {
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(
-             std::chrono::system_clock::now().time_since_epoch())
-      .count();
-}
-
 }  // namespace
 
 const char* ZoneName(Zone zone) {
@@ -71,8 +65,7 @@ const char* ZoneName(Zone zone) {
   return "?";
 }
 
-Profile::Profile(int64_t capacity)
-    : wall_minus_steady_ns_(WallNs() - SteadyNs()) {
+Profile::Profile(int64_t capacity) {
   events_.reserve(static_cast<size_t>(capacity));
   open_.reserve(kMaxDepth);
 }
@@ -137,8 +130,7 @@ absl::Status Profile::WriteTrace(const std::string& path, int rank) const {
         file,
         ",\n{\"name\":\"%s\",\"ph\":\"X\",\"pid\":%d,\"tid\":0,\"ts\":%.3f,"
         "\"dur\":%.3f",
-        ZoneName(event.zone), rank,
-        static_cast<double>(event.begin_ns + wall_minus_steady_ns_) * 1e-3,
+        ZoneName(event.zone), rank, static_cast<double>(event.begin_ns) * 1e-3,
         static_cast<double>(event.end_ns - event.begin_ns) * 1e-3);
     if (event.layer >= 0) {
       std::fprintf(file, ",\"args\":{\"layer\":%d}", event.layer);

@@ -65,8 +65,8 @@ class Profile {
   int64_t num_dropped() const { return num_dropped_; }
 
   // Writes the zones as a trace that chrome://tracing and Perfetto read, one
-  // process for the rank: microseconds of the wall clock, so that the files of
-  // several ranks of one host fit together.
+  // process for the rank: microseconds of the host's monotonic clock, so that
+  // the files of several ranks of one host fit together.
   // Errors: kUnavailable naming the file.
   absl::Status WriteTrace(const std::string& path, int rank) const;
 
@@ -82,7 +82,6 @@ class Profile {
   std::vector<Event> events_;  // by begin
   std::vector<int32_t> open_;  // indexes into events_, -1 for a dropped one
   int64_t num_dropped_ = 0;
-  int64_t wall_minus_steady_ns_ = 0;
 };
 
 // A zone from here to the end of the scope.
