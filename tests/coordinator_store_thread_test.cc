@@ -89,6 +89,7 @@ TEST_F(StoreThreadTest, OnlyThePieceThatCannotBeDoneFails) {
 
 TEST_F(StoreThreadTest, TokensAreTriedAgainUntilTheDiskHasRoom) {
   std::vector<std::string> log;
+  std::latch kept(1);
   int tries = 0;
   thread_->Post({.durability = StoreThread::Durability::kProcess,
                  .never_fails = true,
@@ -97,16 +98,35 @@ TEST_F(StoreThreadTest, TokensAreTriedAgainUntilTheDiskHasRoom) {
                    return absl::OkStatus();
                  },
                  .done =
-                     [&log](absl::Status status) {
-                       log.push_back(status.ok() ? "tokens ok"
-                                                 : "tokens failed");
+                     [&log, &kept](absl::Status status) {
+                       log.push_back(status.ok() ? "tokens ok" : "failed");
+                       kept.count_down();
                      }});
   Insert(1, log);
 
+  kept.wait();
   thread_->Stop();
 
   EXPECT_EQ(tries, 4);
   EXPECT_THAT(log, ElementsAre("tokens ok", "1 ok"));
+}
+
+TEST_F(StoreThreadTest, AStopDoesNotWaitForTheDisk) {
+  std::latch tried(1);
+  absl::Status result;
+  bool first = true;
+  thread_->Post({.durability = StoreThread::Durability::kProcess,
+                 .never_fails = true,
+                 .work = [&](RequestStore&) -> absl::Status {
+                   if (std::exchange(first, false)) tried.count_down();
+                   return absl::ResourceExhaustedError("full");
+                 },
+                 .done = [&](absl::Status status) { result = status; }});
+
+  tried.wait();
+  thread_->Stop();
+
+  EXPECT_TRUE(absl::IsResourceExhausted(result));
 }
 
 }  // namespace

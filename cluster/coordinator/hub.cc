@@ -93,6 +93,9 @@ void RequestHub::EndStreams() {
 }
 
 void RequestHub::EndAll() {
+  for (auto& [seq, tracked] : tracked_) {
+    for (auto& reply : std::exchange(tracked.on_end, {})) reply(Stopping());
+  }
   std::vector<Watcher*> watchers;
   for (auto& [stream, watcher] : watchers_) watchers.push_back(&watcher);
   for (Watcher* watcher : watchers) Pump(watcher);
@@ -264,7 +267,9 @@ void RequestHub::EndKept(int64_t seq, RequestState state,
     default:
       totals_.set_failed(totals_.failed() + 1);
   }
-  for (auto& reply : std::exchange(tracked->on_end, {})) reply();
+  for (auto& reply : std::exchange(tracked->on_end, {})) {
+    reply(absl::OkStatus());
+  }
   Publish(*tracked);
   ForgetIfDone(seq);
 }

@@ -118,7 +118,8 @@ class RequestHub {
     TokenLog log;                // those that are kept
     absl::Time last_token = absl::InfiniteFuture();
     std::set<Watcher*> watchers;
-    std::vector<absl::AnyInvocable<void()>> on_end;
+    // OK: it has ended and that is kept. Else the coordinator stops.
+    std::vector<absl::AnyInvocable<void(absl::Status)>> on_end;
   };
   struct Session {
     uint64_t id = 0;
@@ -126,6 +127,7 @@ class RequestHub {
     bool registered = false;
     std::string job;
     int rank = -1;
+    uint64_t incarnation = 0;
     v1::SamplingParams defaults;
     std::deque<v1::CoordinatorMessage> outgoing;
     bool writing = false;

@@ -539,14 +539,15 @@ void RequestHub::Cancel(Caller caller, v1::CancelRequest request,
            if (!found.ok()) return reply(std::move(found).status());
            Tracked& tracked = **found;
            if (tracked.log.finished()) return reply(Describe(tracked, false));
-           queue_.Cancel(tracked.stored.queued.seq,
-                         absl::CancelledError("cancelled by its client"),
-                         actions_);
+           if (stopping_) return reply(Stopping());
            const int64_t seq = tracked.stored.queued.seq;
-           tracked.on_end.push_back(
-               [this, seq, reply = std::move(reply)]() mutable {
-                 reply(Describe(tracked_.at(seq), false));
-               });
+           queue_.Cancel(seq, absl::CancelledError("cancelled by its client"),
+                         actions_);
+           tracked.on_end.push_back([this, seq, reply = std::move(reply)](
+                                        absl::Status status) mutable {
+             if (!status.ok()) return reply(std::move(status));
+             reply(Describe(tracked_.at(seq), false));
+           });
          });
   });
 }

@@ -86,6 +86,10 @@ void RequestHub::Handle(Session& session, const v1::RankMessage& message) {
       return Register(session, message.register_());
     case v1::RankMessage::kHeartbeat: {
       const v1::Heartbeat& beat = message.heartbeat();
+      if (beat.has_metrics()) {
+        telemetry_.RankCounted(session.job, session.rank, session.incarnation,
+                               beat.metrics());
+      }
       return queue_.Heartbeat(session.id,
                               {.free_sequences = beat.free_sequences(),
                                .free_kv_tokens = Signed(beat.free_kv_tokens()),
@@ -139,6 +143,7 @@ void RequestHub::Register(Session& session, const v1::Register& message) {
   session.registered = true;
   session.job = registration.job;
   session.rank = registration.rank;
+  session.incarnation = registration.incarnation;
   telemetry_.RankAttached(registration, message.running_size());
   session.defaults = message.defaults();
   RememberModel(message.model());

@@ -11,7 +11,7 @@
 namespace portolan {
 namespace {
 
-constexpr absl::Duration kHousekeeping = absl::Minutes(1);
+constexpr std::chrono::minutes kHousekeeping(1);
 constexpr std::chrono::milliseconds kTryAgain(500);
 
 }  // namespace
@@ -25,19 +25,21 @@ StoreThread::StoreThread(std::unique_ptr<RequestStore> store,
 StoreThread::~StoreThread() { Stop(); }
 
 void StoreThread::Stop() {
+  stopping_ = true;
   jobs_.Close();
   if (thread_.joinable()) thread_.join();
 }
 
 void StoreThread::Loop() {
+  using Clock = std::chrono::steady_clock;
   std::vector<Job> jobs;
-  bool more = false;
-  while (jobs_.Take(more ? absl::ZeroDuration() : kHousekeeping, jobs)) {
-    if (jobs.empty()) {
-      more = housekeeping_(*store_);
-    } else {
-      RunAll(jobs);
-    }
+  Clock::time_point due = Clock::now() + kHousekeeping;
+  while (jobs_.Take(absl::FromChrono(due - Clock::now()), jobs)) {
+    if (!jobs.empty()) RunAll(jobs);
+    if (Clock::now() < due) continue;
+    const bool more = housekeeping_(*store_);
+    due = Clock::now();
+    if (!more) due += kHousekeeping;
   }
 }
 
@@ -64,7 +66,7 @@ absl::Status StoreThread::RunTogether(std::vector<Job>& jobs) {
 void StoreThread::RunAlone(Job& job) {
   absl::Status status = Transact(job);
   bool told = false;
-  while (!status.ok() && job.never_fails && !absl::IsDataLoss(status)) {
+  while (!status.ok() && job.never_fails && !stopping_) {
     if (!std::exchange(told, true)) {
       std::fprintf(stderr, "warning: %s; running requests wait for it\n",
                    std::string(status.message()).c_str());

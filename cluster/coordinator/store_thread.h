@@ -1,5 +1,6 @@
 #pragma once
 
+#include <atomic>
 #include <memory>
 #include <thread>
 #include <vector>
@@ -36,8 +37,8 @@ class StoreThread {
     absl::AnyInvocable<void(absl::Status)> done;
   };
 
-  // `housekeeping` runs once a minute when there is nothing else to do; it
-  // returns true if there is more of it.
+  // `housekeeping` runs once a minute, and again at once if it returns true:
+  // there is more of it.
   StoreThread(std::unique_ptr<RequestStore> store,
               absl::AnyInvocable<bool(RequestStore&)> housekeeping);
   // As Stop().
@@ -45,7 +46,8 @@ class StoreThread {
 
   void Post(Job job) { jobs_.Post(std::move(job)); }
 
-  // Does what was posted, then ends the thread.
+  // Does what was posted, then ends the thread. What waits for the disk is not
+  // waited for.
   void Stop();
 
  private:
@@ -57,6 +59,7 @@ class StoreThread {
 
   const std::unique_ptr<RequestStore> store_;
   absl::AnyInvocable<bool(RequestStore&)> housekeeping_;
+  std::atomic<bool> stopping_ = false;
   Mailbox<Job> jobs_;
   std::thread thread_;
 };

@@ -100,7 +100,8 @@ Telemetry::Telemetry(std::unique_ptr<EventLog> log)
       running_(MakeGauge(registry_, "portolan_num_requests_running",
                          "Requests that ranks work on")),
       ranks_(MakeGauge(registry_, "portolan_ranks_attached",
-                       "Ranks whose control stream is open")) {}
+                       "Ranks whose control stream is open")),
+      rank_figures_(registry_) {}
 
 prometheus::Histogram& Telemetry::Histogram(const char* name, const char* help,
                                             std::string_view model,
@@ -238,6 +239,13 @@ void Telemetry::Ended(const StoredRequest& request) {
   log_->Write(Dump(json));
 }
 
+void Telemetry::RankCounted(std::string_view job, int rank,
+                            uint64_t incarnation,
+                            const v1::RankMetrics& metrics) {
+  MutexLock lock(mu_);
+  rank_figures_.Update(std::string(job), rank, incarnation, metrics);
+}
+
 void Telemetry::RankAttached(const RankRegistration& rank, int64_t num_held) {
   if (log_ == nullptr) return;
   Json json = Line("rank_attached");
@@ -253,6 +261,10 @@ void Telemetry::RankAttached(const RankRegistration& rank, int64_t num_held) {
 
 void Telemetry::RankEnded(std::string_view job, int rank,
                           const absl::Status& status) {
+  {
+    MutexLock lock(mu_);
+    rank_figures_.Forget(std::string(job), rank);
+  }
   if (log_ == nullptr) return;
   Json json = Line("rank_ended");
   json["job"] = job;

@@ -16,6 +16,7 @@
 #include "absl/status/status.h"
 #include "absl/time/time.h"
 #include "cluster/coordinator/event_log.h"
+#include "cluster/coordinator/rank_figures.h"
 #include "cluster/coordinator/request_queue.h"
 #include "cluster/coordinator/request_store.h"
 #include "runtime/base/mutex.h"
@@ -39,6 +40,8 @@ class Telemetry {
   // `gap`: since the tokens before; zero for the first ones.
   void Tokens(const StoredRequest& request, int rank, int64_t count,
               absl::Duration gap);
+  void RankCounted(std::string_view job, int rank, uint64_t incarnation,
+                   const v1::RankMetrics& metrics) ABSL_LOCKS_EXCLUDED(mu_);
   void RankAttached(const RankRegistration& rank, int64_t num_held);
   void RankEnded(std::string_view job, int rank, const absl::Status& status);
   void Load(int64_t queued, int64_t running, int64_t ranks);
@@ -67,6 +70,7 @@ class Telemetry {
   prometheus::Gauge& running_;
   prometheus::Gauge& ranks_;
   Mutex mu_;
+  RankFigures rank_figures_ ABSL_GUARDED_BY(mu_);
   std::map<std::string, absl::Time> denied_ ABSL_GUARDED_BY(mu_);
 };
 

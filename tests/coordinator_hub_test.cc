@@ -1,0 +1,215 @@
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <functional>
+#include <latch>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "cluster/coordinator/hub.h"
+
+namespace portolan {
+namespace {
+
+// Streams without gRPC, so that all of it runs under ThreadSanitizer: what is
+// sent is written at once, by another thread's leave.
+class FakeClient : public ClientStream {
+ public:
+  explicit FakeClient(RequestHub& hub) : hub_(hub) {}
+  void Send(v1::GenerateResponse message) override {
+    {
+      MutexLock lock(mu_);
+      for (const int32_t token : message.token_ids()) tokens_.push_back(token);
+      if (message.has_finish()) finish_ = message.finish();
+    }
+    hub_.ClientWritten(this, true);
+  }
+  void End(absl::Status status) override {
+    {
+      MutexLock lock(mu_);
+      status_ = std::move(status);
+    }
+    ended_.count_down();
+  }
+
+  absl::Status WaitForEnd() {
+    ended_.wait();
+    MutexLock lock(mu_);
+    return status_;
+  }
+  std::vector<int32_t> tokens() {
+    MutexLock lock(mu_);
+    return tokens_;
+  }
+
+ private:
+  RequestHub& hub_;
+  std::latch ended_{1};
+  Mutex mu_;
+  std::vector<int32_t> tokens_ ABSL_GUARDED_BY(mu_);
+  v1::Finish finish_ ABSL_GUARDED_BY(mu_);
+  absl::Status status_ ABSL_GUARDED_BY(mu_);
+};
+
+// Answers each assignment with its tokens 0 .. max_tokens - 1, one a message.
+class FakeRankStream : public RankStream {
+ public:
+  explicit FakeRankStream(RequestHub& hub) : hub_(hub) {}
+  void Register() {
+    v1::RankMessage message;
+    v1::Register& registration = *message.mutable_register_();
+    registration.set_protocol_version(1);
+    registration.set_job("job");
+    registration.set_world_size(1);
+    registration.set_incarnation(1);
+    registration.mutable_model()->set_name("tiny");
+    registration.mutable_model()->set_fingerprint("f00d");
+    registration.mutable_model()->set_numerics_id("n1");
+    registration.mutable_capacity()->set_max_sequences(8);
+    hub_.RankSent(this, message);
+  }
+  void Send(v1::CoordinatorMessage message) override {
+    hub_.RankWritten(this, true);
+    if (!message.has_assign() || silent) return;
+    const v1::Assign& assign = message.assign();
+    const int max = static_cast<int>(assign.params().max_tokens());
+    for (int i = assign.prefix_size(); i < max; ++i) {
+      v1::RankMessage tokens;
+      v1::TokenDelta& delta = *tokens.mutable_tokens()->add_deltas();
+      delta.set_request_id(assign.request_id());
+      delta.set_attempt(assign.attempt());
+      delta.set_offset(static_cast<uint32_t>(i));
+      delta.add_token_ids(i);
+      delta.add_texts("t");
+      if (i + 1 == max) {
+        delta.mutable_finish()->set_reason(v1::FINISH_REASON_LENGTH);
+      }
+      hub_.RankSent(this, tokens);
+    }
+  }
+  void ReadNext() override {}
+  void End(absl::Status) override {}
+
+  std::atomic<bool> silent = false;
+
+ private:
+  RequestHub& hub_;
+};
+
+class RequestHubTest : public ::testing::Test {
+ protected:
+  RequestHubTest() : telemetry_(nullptr) {
+    const auto* info = ::testing::UnitTest::GetInstance()->current_test_info();
+    dir_ = std::filesystem::path(::testing::TempDir()) /
+           (std::string("hub_") + info->name());
+    std::filesystem::remove_all(dir_);
+    std::filesystem::create_directories(dir_);
+    auto store =
+        RequestStore::Open({.path = (dir_ / "requests.sqlite").string()});
+    hub_ = *RequestHub::Start({}, absl::UnixEpoch(), *std::move(store),
+                              telemetry_);
+    rank_ = std::make_shared<FakeRankStream>(*hub_);
+  }
+  ~RequestHubTest() override {
+    hub_->EndStreams();
+    hub_->Stop();
+    std::filesystem::remove_all(dir_);
+  }
+  void Attach() {
+    hub_->RankCame(rank_);
+    rank_->Register();
+  }
+  static v1::GenerateRequest Request(uint32_t max_tokens) {
+    v1::GenerateRequest request;
+    request.set_text("prompt");
+    request.mutable_params()->set_max_tokens(max_tokens);
+    return request;
+  }
+  // Calls and waits for the reply.
+  template <typename Request, typename Response>
+  absl::StatusOr<Response> Call(
+      void (RequestHub::*function)(Caller, Request,
+                                   RequestHub::Reply<Response>),
+      Request request) {
+    absl::StatusOr<Response> result = absl::UnknownError("no reply");
+    std::latch replied(1);
+    ((*hub_).*function)(Caller{}, std::move(request),
+                        [&](absl::StatusOr<Response> reply) {
+                          result = std::move(reply);
+                          replied.count_down();
+                        });
+    replied.wait();
+    return result;
+  }
+
+  std::filesystem::path dir_;
+  Telemetry telemetry_;
+  std::unique_ptr<RequestHub> hub_;
+  std::shared_ptr<FakeRankStream> rank_;
+};
+
+TEST_F(RequestHubTest, ManyClientsGetTheirTokensOnceAndInOrder) {
+  constexpr int kThreads = 8;
+  constexpr int kRequests = 20;
+  Attach();
+
+  std::vector<std::thread> threads;
+  for (int t = 0; t < kThreads; ++t) {
+    threads.emplace_back([&, t] {
+      for (int i = 0; i < kRequests; ++i) {
+        const int count = 1 + (t * kRequests + i) % 17;
+        const auto client = std::make_shared<FakeClient>(*hub_);
+        hub_->Generate({}, Request(static_cast<uint32_t>(count)), client);
+        EXPECT_TRUE(client->WaitForEnd().ok());
+        std::vector<int32_t> expected;
+        for (int token = 0; token < count; ++token) expected.push_back(token);
+        EXPECT_EQ(client->tokens(), expected);
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+}
+
+TEST_F(RequestHubTest, AnEndedRequestIsReadBackFromTheStore) {
+  Attach();
+  const auto submitted = Call(&RequestHub::Submit, Request(5));
+  ASSERT_TRUE(submitted.ok()) << submitted.status();
+  v1::WatchRequest watch;
+  watch.set_request_id(submitted->request_id());
+  for (int i = 0; i < 2; ++i) {
+    const auto client = std::make_shared<FakeClient>(*hub_);
+    hub_->Watch({}, watch, client);
+    EXPECT_TRUE(client->WaitForEnd().ok());
+    EXPECT_THAT(client->tokens(), ::testing::ElementsAre(0, 1, 2, 3, 4));
+  }
+
+  v1::GetRequest get;
+  get.set_request_id(submitted->request_id());
+  get.set_include_output(true);
+  const auto info = Call(&RequestHub::Get, get);
+  ASSERT_TRUE(info.ok());
+  EXPECT_EQ(info->text(), "ttttt");
+  EXPECT_EQ(info->state(), v1::REQUEST_STATE_DONE);
+}
+
+TEST_F(RequestHubTest, AStopAnswersEveryCall) {
+  rank_->silent = true;
+  Attach();
+  const auto client = std::make_shared<FakeClient>(*hub_);
+  hub_->Generate({}, Request(5), client);
+
+  hub_->EndStreams();
+
+  EXPECT_TRUE(absl::IsUnavailable(client->WaitForEnd()));
+  EXPECT_TRUE(
+      absl::IsUnavailable(Call(&RequestHub::Submit, Request(1)).status()));
+  const auto late = std::make_shared<FakeClient>(*hub_);
+  hub_->Generate({}, Request(1), late);
+  EXPECT_TRUE(absl::IsUnavailable(late->WaitForEnd()));
+}
+
+}  // namespace
+}  // namespace portolan
