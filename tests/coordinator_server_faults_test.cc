@@ -449,6 +449,7 @@ TEST_F(CoordinatorFaultsTest, AFullDiskRefusesNewRequestsAndEndsRunningOnes) {
   const auto rank = AttachedRank();
   Stream stream(*this, Request());
   const v1::Assign assign = rank->NextAssign();
+  stream.Read();  // it is accepted
   free_bytes = 1000;
 
   const auto refused = Submit();
