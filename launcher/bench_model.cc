@@ -196,8 +196,8 @@ class LockStep {
 // Receives nothing: the bench samples nothing.
 class NullSink : public TokenSink {
  public:
-  bool OnToken(int64_t, int32_t) override { return false; }
-  void OnFinish(int64_t, FinishReason) override {}
+  bool OnToken(int64_t, const GeneratedToken&) override { return false; }
+  void OnFinish(int64_t, const SequenceEnd&) override {}
 };
 
 // Memory to measure the bandwidth on: more than most caches hold.

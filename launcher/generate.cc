@@ -12,6 +12,7 @@
 #include "CLI/CLI.hpp"
 #include "absl/strings/str_cat.h"
 #include "launcher/console.h"
+#include "launcher/requests.h"
 #include "launcher/results.h"
 #include "launcher/stats.h"
 #include "launcher/wiring.h"
@@ -30,86 +31,14 @@ struct PreparedPrompt {
   std::vector<std::string> stops;
 };
 
-SamplingParams ResolveSampling(const SamplingWishes& wishes,
-                               const GenerationDefaults& model) {
-  SamplingParams params;
-  const bool greedy = model.do_sample == false && !wishes.temperature;
-  params.temperature =
-      greedy ? 0 : wishes.temperature.value_or(model.temperature.value_or(1));
-  params.top_k = wishes.top_k.value_or(model.top_k.value_or(0));
-  params.top_p = wishes.top_p.value_or(model.top_p.value_or(1));
-  params.min_p = wishes.min_p.value_or(model.min_p.value_or(0));
-  params.repetition_penalty =
-      wishes.repetition_penalty.value_or(model.repetition_penalty.value_or(1));
-  params.presence_penalty = wishes.presence_penalty.value_or(0);
-  params.frequency_penalty = wishes.frequency_penalty.value_or(0);
-  params.seed = wishes.seed.value_or(0);
-  return params;
-}
-
-absl::Status CheckTokens(std::string_view field,
-                         const std::vector<int32_t>& tokens,
-                         int64_t vocab_size) {
-  for (const int32_t token : tokens) {
-    if (token >= 0 && token < vocab_size) continue;
-    return absl::InvalidArgumentError(
-        absl::StrCat(absl::string_view(field.data(), field.size()), ": token ",
-                     token, " is not in the vocabulary of ", vocab_size));
-  }
-  return absl::OkStatus();
-}
-
-// What can be said of a request before the model is loaded.
-absl::Status CheckRequest(const Request& request, const ModelConfig& config) {
-  PORTOLAN_RETURN_IF_ERROR(ValidateSampling(request.sampling));
-  PORTOLAN_RETURN_IF_ERROR(
-      CheckTokens("prompt_tokens", request.prompt, config.vocab_size));
-  PORTOLAN_RETURN_IF_ERROR(
-      CheckTokens("stop_token_ids", request.stop_tokens, config.vocab_size));
-  const auto length = static_cast<int64_t>(request.prompt.size());
-  if (length == 0) return absl::InvalidArgumentError("the prompt is empty");
-  if (length >= config.max_position) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("the prompt has ", length, " tokens; the model's context ",
-                     "holds ", config.max_position, ", generated ones too"));
-  }
-  if (request.max_tokens < 1) {
-    return absl::InvalidArgumentError("max_tokens must be at least 1");
-  }
-  return absl::OkStatus();
-}
-
 absl::StatusOr<PreparedPrompt> Prepare(const Prompt& prompt, int64_t index,
                                        const GenerateOptions& options,
                                        const Model& model) {
-  const SamplingWishes wishes = Merge(prompt.wishes, options.wishes);
-  PreparedPrompt prepared;
-  prepared.id = prompt.id;
-  prepared.stops = wishes.stop.value_or(std::vector<std::string>());
-  for (const std::string& stop : prepared.stops) {
-    if (stop.empty()) {
-      return absl::InvalidArgumentError("stop: a text must not be empty");
-    }
-  }
-  Request& request = prepared.request;
-  request.id = index;
-  request.sampling = ResolveSampling(wishes, model.config.generation);
-  request.max_tokens = wishes.max_tokens.value_or(model.config.max_position);
-  request.stop_tokens = wishes.stop_token_ids.value_or(std::vector<int32_t>());
-  if (!wishes.ignore_eos.value_or(false)) {
-    request.stop_tokens.insert(request.stop_tokens.end(),
-                               model.config.eos_ids.begin(),
-                               model.config.eos_ids.end());
-  }
-  if (prompt.tokens.has_value()) {
-    request.prompt = *prompt.tokens;
-  } else {
-    PORTOLAN_ASSIGN_OR_RETURN(
-        request.prompt,
-        model.tokenizer->Encode(prompt.text, /*add_special_tokens=*/true));
-  }
-  PORTOLAN_RETURN_IF_ERROR(CheckRequest(request, model.config));
-  return prepared;
+  const TextRequest settled = SettleRequest(
+      prompt, options.wishes, model.config, model.config.max_position);
+  PORTOLAN_ASSIGN_OR_RETURN(Request request,
+                            MakeRequest(settled, TermsOf(model), index));
+  return PreparedPrompt{prompt.id, std::move(request), settled.stops};
 }
 
 // All prompts of the job, checked before the wait for the weights begins.
@@ -152,7 +81,8 @@ class ListFeed : public RequestFeed {
   }
 
   bool closed() const override { return closed_; }
-  void WaitForWork() override {}  // never asked: the feed closes at once
+  // Never asked: the feed closes at once.
+  absl::Status WaitForWork() override { return absl::OkStatus(); }
 
  private:
   const std::vector<PreparedPrompt>& prompts_;
@@ -172,22 +102,27 @@ class ResultSink : public TokenSink {
         done_(std::move(done)),
         start_(absl::Now()) {}
 
-  bool OnToken(int64_t id, int32_t token) override {
+  bool OnToken(int64_t id, const GeneratedToken& generated) override {
+    const int32_t token = generated.token;
     Active& active = Find(id);
     const absl::Time now = absl::Now();
     if (active.result.tokens.empty()) active.first_token = now;
     active.last_token = now;
     active.result.tokens.push_back(token);
+    if (!generated.logprobs.empty()) {
+      active.result.logprobs.emplace_back(generated.logprobs.begin(),
+                                          generated.logprobs.end());
+    }
     if (active.text == nullptr) return false;
     Emit(active, active.text->Push(token));
     return active.text->stopped();
   }
 
-  void OnFinish(int64_t id, FinishReason reason) override {
+  void OnFinish(int64_t id, const SequenceEnd& end) override {
     Active& active = Find(id);
     if (active.text != nullptr) Emit(active, active.text->Finish());
     GenerationResult& result = active.result;
-    result.finish_reason = reason;
+    result.finish_reason = end.reason;
     result.ttft_s = absl::ToDoubleSeconds(active.first_token - start_);
     const auto further = static_cast<double>(result.tokens.size()) - 1;
     if (further > 0) {

@@ -80,6 +80,17 @@ void AddSizes(CLI::App& command, JobOptions& options) {
       command, "--kv-memory", parse,
       [&options](int64_t bytes) { options.kv_memory_bytes = bytes; },
       "Memory for keys and values of one rank (default: as --batch needs)");
+  WithEnvironment(
+      command
+          .add_option_function<std::string>(
+              "--prefix-cache",
+              [&options](const std::string& value) {
+                options.share_prefixes = value == "on";
+              },
+              "on (default): reuse keys and values of prompts that begin with "
+              "the same tokens; off")
+          ->check(CLI::IsMember({"on", "off"})),
+      "--prefix-cache");
   AddParsedFlag<int64_t>(
       command, "--exchange-memory", parse,
       [&options](int64_t bytes) { options.exchange_memory_bytes = bytes; },
@@ -212,6 +223,10 @@ void AddSamplingOptions(CLI::App& command, SamplingWishes& wishes) {
           "Taken from the logit of a token that the answer has already");
   AddFlag(command, "--frequency-penalty", wishes.frequency_penalty,
           "As --presence-penalty, for every time that the answer has it");
+  AddFlag(
+      command, "--logprobs", wishes.logprobs,
+      "Return the log-probabilities of the chosen and of N likeliest tokens")
+      ->check(CLI::Range(0, 5));
   AddFlag(command, "--seed", wishes.seed,
           "Seed of every prompt without one of its own (default: 0)")
       ->check(CLI::NonNegativeNumber);

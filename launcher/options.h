@@ -27,6 +27,8 @@ struct WorldOptions {
   std::string transport = "auto";  // auto | mpi | shm | local
   double liveness_timeout_s = 2;
   bool launched_by_mpi = false;  // by mpirun or srun, as the environment says
+  // Set by the subcommands: SIGTERM is theirs to act on, without a limit.
+  bool drains = false;
 
   // True if this process is one rank of several processes.
   bool is_process() const { return ranks == 0 && launched_by_mpi; }
@@ -55,6 +57,7 @@ struct JobOptions : WorldOptions {
   int32_t batch = 8;                  // sequences decoded together, per rank
   int64_t tokens_per_step = 512;      // of one rank
   int64_t kv_memory_bytes = 0;        // of one rank; 0: as the batch needs
+  bool share_prefixes = true;         // reuse KV pages of equal beginnings
   int64_t exchange_memory_bytes = 256 << 20;
   double step_timeout_s = 120;
 

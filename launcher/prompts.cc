@@ -126,6 +126,7 @@ const std::map<std::string, Reader>& Readers() {
       {"stop", TakeStops},
       {"stop_token_ids", Wish(&W::stop_token_ids)},
       {"ignore_eos", Wish(&W::ignore_eos)},
+      {"logprobs", Wish(&W::logprobs)},
       {"repetition_penalty", Wish(&W::repetition_penalty)},
       {"presence_penalty", Wish(&W::presence_penalty)},
       {"frequency_penalty", Wish(&W::frequency_penalty)}};
@@ -221,6 +222,7 @@ SamplingWishes Merge(const SamplingWishes& wishes,
   fill(merged.stop, defaults.stop);
   fill(merged.stop_token_ids, defaults.stop_token_ids);
   fill(merged.ignore_eos, defaults.ignore_eos);
+  fill(merged.logprobs, defaults.logprobs);
   fill(merged.repetition_penalty, defaults.repetition_penalty);
   fill(merged.presence_penalty, defaults.presence_penalty);
   fill(merged.frequency_penalty, defaults.frequency_penalty);

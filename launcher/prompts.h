@@ -22,6 +22,7 @@ struct SamplingWishes {
   std::optional<std::vector<std::string>> stop;
   std::optional<std::vector<int32_t>> stop_token_ids;  // beside the model's
   std::optional<bool> ignore_eos;
+  std::optional<int32_t> logprobs;
   std::optional<double> repetition_penalty;
   std::optional<double> presence_penalty;
   std::optional<double> frequency_penalty;

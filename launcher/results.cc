@@ -12,6 +12,19 @@ struct ResultHeader {
   uint64_t bytes;
 };
 
+// [[[id, log-probability], ...], ...]: the chosen token first.
+nlohmann::ordered_json Logprobs(const GenerationResult& result) {
+  nlohmann::ordered_json tokens = nlohmann::ordered_json::array();
+  for (const std::vector<TokenLogprob>& token : result.logprobs) {
+    nlohmann::ordered_json entries = nlohmann::ordered_json::array();
+    for (const TokenLogprob& entry : token) {
+      entries.push_back({entry.token, entry.logprob});
+    }
+    tokens.push_back(std::move(entries));
+  }
+  return tokens;
+}
+
 }  // namespace
 
 std::string ToJson(const GenerationResult& result) {
@@ -20,6 +33,7 @@ std::string ToJson(const GenerationResult& result) {
   json["prompt_tokens"] = result.prompt_tokens;
   json["tokens"] = result.tokens;
   json["text"] = result.text;
+  if (!result.logprobs.empty()) json["logprobs"] = Logprobs(result);
   json["finish_reason"] = FinishReasonName(result.finish_reason);
   json["ttft_s"] = result.ttft_s;
   json["tpot_s"] = result.tpot_s;

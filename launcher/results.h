@@ -18,6 +18,8 @@ struct GenerationResult {
   int64_t prompt_tokens = 0;
   std::vector<int32_t> tokens;  // generated
   std::string text;
+  // One per token if asked for: that of the chosen token first.
+  std::vector<std::vector<TokenLogprob>> logprobs;
   FinishReason finish_reason = FinishReason::kLength;
   double ttft_s = 0;  // from the start of the run to the first token
   double tpot_s = 0;  // per further token; 0 where there is none

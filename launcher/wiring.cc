@@ -301,6 +301,10 @@ PolicyShape RankRuntime::ShapeOfRank() const {
   return shape;
 }
 
+uint64_t RankRuntime::numerics_id() const {
+  return NumericsId(options_, model_, transport_.rank());
+}
+
 absl::Status RankRuntime::WireExchange() {
   const ModelConfig& config = model_.config;
   ExchangeOptions exchange;
@@ -312,7 +316,7 @@ absl::Status RankRuntime::WireExchange() {
   exchange.hidden = config.hidden;
   exchange.combine = options_.combine;
   exchange.buffer_bytes = options_.exchange_memory_bytes;
-  exchange.numerics_id = NumericsId(options_, model_, transport_.rank());
+  exchange.numerics_id = numerics_id();
   exchange.model_fingerprint = model_.fingerprint;
   exchange.step_timeout = absl::Seconds(options_.step_timeout_s);
   exchange.profile = profile();
@@ -369,7 +373,8 @@ absl::Status RankRuntime::WireEngine(TokenSink& sink) {
       .batcher = {.max_sequences = options_.batch,
                   .tokens_per_step = options_.tokens_per_step,
                   .tokens_per_page = kPageTokens},
-      .max_context = config.max_position};
+      .max_context = config.max_position,
+      .share_prefixes = options_.share_prefixes};
   engine_ = std::make_unique<Engine>(engine, *forward_, *kv_, *sampler_, sink,
                                      observer(), profile());
   return absl::OkStatus();

@@ -39,6 +39,9 @@ class RankRuntime {
   Engine& engine() { return *engine_; }
   ForwardPass& forward() { return *forward_; }
   KvCache& kv() { return *kv_; }
+  // What all ranks of a job agree on, and what a request that has tokens needs
+  // to go on with the same bits.
+  uint64_t numerics_id() const;
   // Null if nobody watches.
   ForwardObserver* observer() {
     return observers_.empty() ? nullptr : &observers_;

@@ -55,8 +55,8 @@ class GateRecorder : public ForwardObserver {
 // Ignores tokens: for tests that drive the forward pass themselves.
 class NoSink : public TokenSink {
  public:
-  bool OnToken(int64_t, int32_t) override { return false; }
-  void OnFinish(int64_t, FinishReason) override {}
+  bool OnToken(int64_t, const GeneratedToken&) override { return false; }
+  void OnFinish(int64_t, const SequenceEnd&) override {}
 };
 
 // One sequence through the forward pass of a rank, chunk by chunk; every rank
@@ -92,6 +92,17 @@ class SequenceRunner {
       logits.emplace_back(rows->Row(row).begin(), rows->Row(row).end());
     }
     return absl::OkStatus();
+  }
+
+  // Shares the computed pages of `tokens`, all that was appended.
+  void Publish(std::span<const int32_t> tokens) {
+    rank_.kv().Publish(pages_, 0, tokens);
+  }
+  // Begins with the shared pages of `tokens`; returns how many they hold.
+  int64_t Adopt(std::span<const int32_t> tokens) {
+    const int64_t found = rank_.kv().Adopt(pages_, tokens);
+    num_tokens_ = static_cast<size_t>(found);
+    return found;
   }
 
   // All bytes of the sequence's keys and values.

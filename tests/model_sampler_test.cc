@@ -1,8 +1,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <map>
+#include <random>
 #include <set>
 #include <vector>
 
@@ -131,6 +133,54 @@ TEST(SamplerTest, PenaltiesLowerWhatWasSaid) {
   params.frequency_penalty = 0.3;
   EXPECT_EQ(sampler.Sample(logits, params, std::vector<int32_t>{2, 0, 0}, 1),
             1);
+}
+
+// The penalties by their definitions, token by token over the vocabulary.
+std::vector<float> Penalized(std::vector<float> logits,
+                             const SamplingParams& params,
+                             const std::vector<int32_t>& context,
+                             int64_t num_prompt) {
+  for (size_t token = 0; token < logits.size(); ++token) {
+    const auto id = static_cast<int32_t>(token);
+    const auto seen = std::count(context.begin(), context.end(), id);
+    const auto said =
+        std::count(context.begin() + num_prompt, context.end(), id);
+    const auto repetition = static_cast<float>(params.repetition_penalty);
+    float& logit = logits[token];
+    if (seen > 0) logit = logit > 0 ? logit / repetition : logit * repetition;
+    if (said > 0) logit -= static_cast<float>(params.presence_penalty);
+    for (int64_t i = 0; i < said; ++i) {
+      logit -= static_cast<float>(params.frequency_penalty);
+    }
+  }
+  return logits;
+}
+
+TEST(SamplerTest, PenaltiesDrawAsFromLogitsThatAreLoweredBeforehand) {
+  constexpr int32_t kVocab = 97;
+  std::mt19937 random(11);
+  std::normal_distribution<float> normal(0, 3);
+  std::uniform_int_distribution<int32_t> any_token(0, 20);
+  Sampler sampler(kVocab);
+  SamplingParams plain;
+  for (int round = 0; round < 200; ++round) {
+    std::vector<float> logits(kVocab);
+    for (float& logit : logits) logit = normal(random);
+    std::vector<int32_t> context(40);
+    for (int32_t& token : context) token = any_token(random);
+    plain.seed = static_cast<uint64_t>(round);
+    plain.temperature = round % 3 == 0 ? 0 : 0.8;
+    plain.top_p = round % 2 == 0 ? 1 : 0.9;
+    SamplingParams params = plain;
+    params.repetition_penalty = 1.3;
+    params.presence_penalty = 0.4;
+    params.frequency_penalty = -0.2;
+
+    const int32_t token = sampler.Sample(logits, params, context, 15);
+
+    EXPECT_EQ(token, sampler.Sample(Penalized(logits, params, context, 15),
+                                    plain, context, 15));
+  }
 }
 
 TEST(SamplerTest, RefusalsNameTheField) {

@@ -123,6 +123,100 @@ TEST(BatcherTest, HalfComputedPromptsThatHoldAllPagesDoNotBlockEachOther) {
   EXPECT_EQ(computed[1], 12);
 }
 
+// Says what a sequence finds cached, and remembers whose pages were given back.
+struct FakePages {
+  std::map<int64_t, Batcher::Cached> cached = {};
+  std::map<int64_t, int32_t> freed = {};  // by giving back
+  std::vector<int64_t> given_back = {};
+
+  const Batcher::Plan& Next(Batcher& batcher, int32_t free_pages) {
+    const auto adopt = [this](int64_t id) { return cached[id]; };
+    const auto give_back = [this](int64_t id) {
+      given_back.push_back(id);
+      return freed[id];
+    };
+    return batcher.Next(free_pages, {adopt, give_back});
+  }
+};
+
+TEST(BatcherTest, BeginsBehindWhatIsCached) {
+  Batcher batcher({.tokens_per_page = 4});
+  batcher.Add(1, 10);
+  FakePages pages{.cached = {{1, {.num_tokens = 8, .pages_taken = 2}}}};
+
+  EXPECT_THAT(pages.Next(batcher, 5).sequences,
+              ElementsAre(Chunk(1, 8, 2, true)));
+}
+
+TEST(BatcherTest, AllButOneTokenCachedIsStillAStep) {
+  Batcher batcher({.tokens_per_page = 4});
+  batcher.Add(1, 9);
+  FakePages pages{.cached = {{1, {.num_tokens = 8, .pages_taken = 2}}}};
+
+  EXPECT_THAT(pages.Next(batcher, 3).sequences,
+              ElementsAre(Chunk(1, 8, 1, true)));
+}
+
+TEST(BatcherTest, CachedPagesThatWereFreeAreFreeNoMore) {
+  Batcher batcher({.tokens_per_page = 4});
+  batcher.Add(1, 9);
+  batcher.Add(2, 4);
+  FakePages pages{.cached = {{1, {.num_tokens = 8, .pages_taken = 2}}}};
+
+  // Of three pages two are taken by what is cached and one by the last token.
+  EXPECT_THAT(pages.Next(batcher, 3).sequences,
+              ElementsAre(Chunk(1, 8, 1, true)));
+  EXPECT_EQ(batcher.num_waiting(), 1);
+}
+
+TEST(BatcherTest, ASequenceWithoutRoomGivesCachedPagesBackAndWaits) {
+  Batcher batcher({.tokens_per_page = 4});
+  batcher.Add(1, 7);
+  FakePages pages;
+  pages.Next(batcher, 2);
+  batcher.Extend(1);
+  batcher.Add(2, 9);
+  pages.cached[2] = {.num_tokens = 8, .pages_taken = 0};  // shares with 1
+
+  EXPECT_THAT(pages.Next(batcher, 0).sequences,
+              ElementsAre(Chunk(1, 7, 1, true)));
+  EXPECT_THAT(pages.given_back, ElementsAre(2));
+  EXPECT_EQ(batcher.num_waiting(), 1);
+}
+
+TEST(BatcherTest, GoesOnPreemptingWhereAVictimOnlySharedItsPages) {
+  Batcher batcher({.tokens_per_page = 4});
+  FakePages pages;
+  for (const int64_t id : {1, 2, 3}) {
+    batcher.Add(id, 4);
+    pages.Next(batcher, 1);
+  }
+  for (const int64_t id : {1, 2, 3}) batcher.Extend(id);
+  pages.freed = {{2, 1}, {3, 0}};
+
+  const Batcher::Plan& plan = pages.Next(batcher, 0);
+
+  EXPECT_THAT(plan.preempted, ElementsAre(3, 2));
+  EXPECT_THAT(plan.sequences, ElementsAre(Chunk(1, 4, 1, true)));
+}
+
+TEST(BatcherTest, PreemptedSequencesRunAgainInTheirOldOrder) {
+  Batcher batcher({.tokens_per_page = 4});
+  for (const int64_t id : {1, 2, 3}) batcher.Add(id, 4);
+  batcher.Next(3);
+  for (const int64_t id : {1, 2, 3}) batcher.Extend(id);
+  batcher.Next(0);  // 1 takes the page of 3 for its fifth token
+  batcher.Add(4, 4);
+  batcher.Remove(1);
+
+  const Batcher::Plan& plan = batcher.Next(10);
+
+  ASSERT_EQ(plan.sequences.size(), 3u);
+  EXPECT_EQ(plan.sequences[0].id, 2);
+  EXPECT_EQ(plan.sequences[1].id, 3);
+  EXPECT_EQ(plan.sequences[2].id, 4);
+}
+
 TEST(BatcherTest, NothingToDoGivesAnEmptyPlan) {
   Batcher batcher({});
   EXPECT_FALSE(batcher.HasWork());

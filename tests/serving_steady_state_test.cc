@@ -71,7 +71,7 @@ class TwoSequences : public RequestFeed {
     return absl::OkStatus();
   }
   bool closed() const override { return closed_; }
-  void WaitForWork() override {}
+  absl::Status WaitForWork() override { return absl::OkStatus(); }
 
  private:
   bool closed_ = false;
@@ -82,14 +82,14 @@ class CountingSink : public TokenSink {
  public:
   explicit CountingSink(bool counts) : counts_(counts) {}
 
-  bool OnToken(int64_t id, int32_t) override {
+  bool OnToken(int64_t id, const GeneratedToken&) override {
     if (id != 0 || !counts_) return false;
     ++num_tokens_;
     if (num_tokens_ == kWarmUpTokens) g_counting = true;
     if (num_tokens_ == kWarmUpTokens + kSteadyTokens) g_counting = false;
     return false;
   }
-  void OnFinish(int64_t, FinishReason) override {}
+  void OnFinish(int64_t, const SequenceEnd&) override {}
 
  private:
   const bool counts_;

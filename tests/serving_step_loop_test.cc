@@ -31,12 +31,12 @@ using Outcomes = std::map<int64_t, Outcome>;
 // Of one rank.
 class OutcomeSink : public TokenSink {
  public:
-  bool OnToken(int64_t id, int32_t token) override {
-    outcomes[id].tokens.push_back(token);
+  bool OnToken(int64_t id, const GeneratedToken& token) override {
+    outcomes[id].tokens.push_back(token.token);
     return false;
   }
-  void OnFinish(int64_t id, FinishReason reason) override {
-    outcomes[id].reason = reason;
+  void OnFinish(int64_t id, const SequenceEnd& end) override {
+    outcomes[id].reason = end.reason;
   }
 
   Outcomes outcomes;
@@ -59,7 +59,7 @@ class ScriptedFeed : public RequestFeed {
     return engine.Add(requests_[next_++]);
   }
   bool closed() const override { return next_ == requests_.size(); }
-  void WaitForWork() override {}
+  absl::Status WaitForWork() override { return absl::OkStatus(); }
 
  private:
   const std::vector<Request> requests_;

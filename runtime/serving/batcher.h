@@ -5,6 +5,8 @@
 #include <span>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
+
 namespace portolan {
 
 // Which tokens of which sequences one step of this rank computes.
@@ -21,6 +23,8 @@ struct ScheduledSequence {
 // youngest running sequence gives its pages back and is computed again later
 // (its tokens are kept by the caller), so the oldest always advances.
 //
+// Sequences may share pages; their owner then says what is shared (Pages).
+//
 // Pure: no clock, no I/O; equal events give equal plans. Thread-compatible.
 class Batcher {
  public:
@@ -32,7 +36,20 @@ class Batcher {
 
   struct Plan {
     std::vector<ScheduledSequence> sequences;
-    std::vector<int64_t> preempted;  // give their pages back before the step
+    std::vector<int64_t> preempted;  // their pages were given back
+  };
+
+  // What a sequence that begins to run finds in the KV cache already.
+  struct Cached {
+    int64_t num_tokens = 0;   // a multiple of the page size, and fewer than
+                              // the sequence has
+    int32_t pages_taken = 0;  // free before: no other sequence held them
+  };
+  // Does what the batcher decides, at once.
+  struct Pages {
+    absl::FunctionRef<Cached(int64_t id)> adopt;
+    // Returns the number of pages that came free.
+    absl::FunctionRef<int32_t(int64_t id)> give_back;
   };
 
   explicit Batcher(const Options& options);
@@ -43,6 +60,8 @@ class Batcher {
 
   // Plans the next step. `free_pages`: KV pages that no sequence holds.
   // Valid until the next call.
+  const Plan& Next(int32_t free_pages, const Pages& pages);
+  // As above where nothing is shared: a victim's pages all come free.
   const Plan& Next(int32_t free_pages);
 
   // The step gave the sequence one more token.
@@ -63,11 +82,20 @@ class Batcher {
     int32_t num_pages;
   };
 
-  bool Reserve(Sequence& sequence, int64_t num_tokens, int32_t& free_pages);
-  void PreemptYoungest(int32_t& free_pages);
+  // What is left of a step while it is planned.
+  struct Room {
+    int64_t tokens;
+    int32_t free_pages;
+    const Pages& pages;
+  };
+
+  bool Reserve(Sequence& sequence, int64_t num_tokens, Room& room) const;
+  void PreemptYoungest(Room& room);
   void Schedule(Sequence& sequence, int64_t num_tokens);
-  void ScheduleDecoding(int64_t& budget, int32_t& free_pages);
-  void SchedulePrompts(int64_t& budget, int32_t& free_pages);
+  void ScheduleDecoding(Room& room);
+  void SchedulePrompts(Room& room);
+  bool StartNext(Room& room);
+  void PutBack(Room& room);
 
   const Options options_;
   std::deque<Sequence> running_;  // oldest first

@@ -68,6 +68,30 @@ absl::StatusOr<std::vector<std::string>> GatherToRoot(Transport& transport,
   return texts;
 }
 
+absl::StatusOr<std::string> BroadcastFromRoot(Transport& transport,
+                                              std::string_view text,
+                                              absl::Duration timeout) {
+  const auto world = static_cast<size_t>(transport.world_size());
+  const bool is_root = transport.rank() == Rank{0};
+  const WaitContext context{.phase = "broadcast", .timeout = timeout};
+  uint64_t size = text.size();
+  const uint64_t own_size = size;
+  std::vector<ConstBytes> send(world);
+  std::vector<Bytes> receive(world);
+  if (is_root) {
+    std::fill(send.begin(), send.end(), std::as_bytes(std::span(&own_size, 1)));
+  }
+  receive[0] = std::as_writable_bytes(std::span(&size, 1));
+  PORTOLAN_RETURN_IF_ERROR(transport.AllToAllV(send, receive, context));
+
+  std::string received(size, '\0');
+  if (is_root)
+    std::fill(send.begin(), send.end(), std::as_bytes(std::span(text)));
+  receive[0] = std::as_writable_bytes(std::span(received));
+  PORTOLAN_RETURN_IF_ERROR(transport.AllToAllV(send, receive, context));
+  return received;
+}
+
 absl::Status AgreeOnStatus(Transport& transport, const absl::Status& mine,
                            absl::Duration timeout) {
   const auto world = static_cast<size_t>(transport.world_size());

@@ -16,6 +16,12 @@ absl::StatusOr<std::vector<std::string>> GatherToRoot(Transport& transport,
                                                       std::string_view text,
                                                       absl::Duration timeout);
 
+// Brings a text of rank 0 to all ranks. Collective: two exchanges.
+// Errors: as Transport::AllToAllV().
+absl::StatusOr<std::string> BroadcastFromRoot(Transport& transport,
+                                              std::string_view text,
+                                              absl::Duration timeout);
+
 // All ranks call it with how they fared so far, and all get the same answer:
 // OK, or the error of the lowest rank that failed, naming it. So that a rank
 // which cannot read its files, say, ends the job with its own words.

@@ -22,7 +22,23 @@ class Engine {
  public:
   struct Options {
     Batcher::Options batcher;
-    int64_t max_context = 0;  // positions a sequence may have
+    int64_t max_context = 0;     // positions a sequence may have
+    bool share_prefixes = true;  // reuse pages of equal beginnings
+  };
+
+  // Counters since the start.
+  struct Counters {
+    int64_t prompt_tokens = 0;  // of the requests added
+    int64_t generated_tokens = 0;
+    int64_t prefix_queries = 0;  // tokens looked up, and found, in the cache
+    int64_t prefix_hits = 0;
+    int64_t preemptions = 0;
+  };
+
+  // What more the rank could take, every sequence coming to its full length.
+  struct Room {
+    int32_t sequences = 0;
+    int64_t kv_tokens = 0;
   };
 
   // All must outlive the engine; `observer` and `profile` may be null.
@@ -35,15 +51,24 @@ class Engine {
   // or the KV cache, or max_tokens < 1.
   absl::Status Add(Request request);
 
-  // Ends a sequence at this step border; unknown ids are ignored.
+  // Ends a sequence at this step border, its pages and slot free for the next
+  // step; unknown ids are ignored.
   void Cancel(int64_t id);
+
+  // While paused, steps of this rank have no tokens.
+  void Pause(bool paused) { paused_ = paused; }
 
   bool HasWork() const { return batcher_.HasWork(); }
   int32_t num_sequences() const {
     return static_cast<int32_t>(sequences_.size());
   }
-  int64_t num_prompt_tokens() const { return num_prompt_tokens_; }
-  int64_t num_generated_tokens() const { return num_generated_tokens_; }
+  int32_t num_running() const { return batcher_.num_running(); }
+  int32_t num_waiting() const { return batcher_.num_waiting(); }
+  const Counters& counters() const { return counters_; }
+  Room room() const;
+  double kv_usage() const;  // share of the pages that sequences hold
+  // Longest sequence: the context, or the whole KV cache.
+  int64_t max_positions() const;
 
   // Plans the next step of this rank and embeds its tokens; returns how many
   // there are.
@@ -58,12 +83,17 @@ class Engine {
     Request request;
     std::vector<int32_t> tokens;  // prompt and generated ones
     std::vector<int32_t> pages;
+    int32_t num_published = 0;  // of the pages
+    // Found in the cache when it first ran; -1: it has not run yet.
+    int64_t num_cached = -1;
   };
 
-  void Preempt(const std::vector<int64_t>& ids);
+  Batcher::Cached AdoptPrefix(Sequence& sequence);
+  int32_t GiveBack(Sequence& sequence);
   void PrepareForward(const std::vector<ScheduledSequence>& scheduled);
+  void PublishPages();
   void SampleTokens(MatrixView<const float> logits);
-  void Deliver(Sequence& sequence, int32_t token);
+  void Deliver(Sequence& sequence, const GeneratedToken& token);
   void Finish(Sequence& sequence, FinishReason reason);
 
   const Options options_;
@@ -77,9 +107,11 @@ class Engine {
   std::map<int64_t, Sequence> sequences_;     // by id; stable addresses
   std::vector<ScheduledSequence> scheduled_;  // the planned step
   std::vector<ForwardSequence> forward_sequences_;
-  std::vector<int64_t> ended_;  // of which the observer is not told yet
-  int64_t num_prompt_tokens_ = 0;
-  int64_t num_generated_tokens_ = 0;
+  std::vector<int64_t> ended_;          // of which the observer is not told yet
+  std::vector<TokenLogprob> logprobs_;  // of the token being delivered
+  int64_t committed_pages_ = 0;         // if all sequences grow to their end
+  bool paused_ = false;
+  Counters counters_;
 };
 
 }  // namespace portolan

@@ -1,10 +1,14 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+#include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "runtime/model/logprobs.h"
 #include "runtime/model/sampler.h"
 
 namespace portolan {
@@ -19,6 +23,13 @@ struct Request {
   // Tokens that an earlier attempt generated; they count towards max_tokens and
   // are not delivered again.
   std::vector<int32_t> generated;
+  // So many likeliest tokens are returned with each token, beside the chosen
+  // one; nullopt: no log-probabilities.
+  std::optional<int32_t> num_logprobs;
+
+  bool Stops(int32_t token) const {
+    return std::ranges::find(stop_tokens, token) != stop_tokens.end();
+  }
 };
 
 enum class FinishReason {
@@ -30,6 +41,19 @@ enum class FinishReason {
 // "stop", "length", "cancelled".
 std::string_view FinishReasonName(FinishReason reason);
 
+struct GeneratedToken {
+  int32_t token = 0;
+  // The chosen token's first, then the likeliest ones; empty unless asked for.
+  // Valid during the call.
+  std::span<const TokenLogprob> logprobs;
+};
+
+struct SequenceEnd {
+  FinishReason reason = FinishReason::kStop;
+  // Tokens of the prompt whose keys and values were shared.
+  int64_t cached_prompt_tokens = 0;
+};
+
 // Receives what sequences generate, on the thread of the step loop.
 class TokenSink {
  public:
@@ -37,10 +61,10 @@ class TokenSink {
 
   // The next token of a sequence. Returns true if the sequence shall end here
   // (a stop string), which then finishes as kStop.
-  virtual bool OnToken(int64_t id, int32_t token) = 0;
+  virtual bool OnToken(int64_t id, const GeneratedToken& token) = 0;
 
   // The last call for `id`.
-  virtual void OnFinish(int64_t id, FinishReason reason) = 0;
+  virtual void OnFinish(int64_t id, const SequenceEnd& end) = 0;
 };
 
 }  // namespace portolan

@@ -27,16 +27,20 @@ absl::Status StepLoop::RunSteps() {
   while (true) {
     PORTOLAN_ASSIGN_OR_RETURN(const Agreement ranks, Step());
     if (ranks.any_work) continue;
-    if (ranks.all_closed) return absl::OkStatus();
-    feed_.WaitForWork();
+    if (ranks.all_closed && !ranks.any_output) return absl::OkStatus();
+    PORTOLAN_RETURN_IF_ERROR(feed_.WaitForWork());
   }
 }
 
 absl::StatusOr<StepLoop::Agreement> StepLoop::Step() {
   const ProfileScope zone(profile_, Zone::kStep);
   PORTOLAN_RETURN_IF_ERROR(feed_.Poll(engine_));
-  PORTOLAN_ASSIGN_OR_RETURN(const Agreement ranks, BeginStep());
-  if (ranks.any_output) PORTOLAN_RETURN_IF_ERROR(collector_->Collect());
+  PORTOLAN_ASSIGN_OR_RETURN(Agreement ranks, BeginStep());
+  if (ranks.any_closed) feed_.Close();
+  if (ranks.any_output && collector_ != nullptr) {
+    PORTOLAN_RETURN_IF_ERROR(collector_->Collect());
+    ranks.any_output = false;
+  }
   if (ranks.any_work) {
     PORTOLAN_RETURN_IF_ERROR(engine_.RunStep(ranks.num_tokens));
     ++num_steps_;
@@ -49,7 +53,8 @@ absl::StatusOr<StepLoop::Agreement> StepLoop::BeginStep() {
   mine.rows_planned = engine_.PlanStep();
   mine.has_work = mine.rows_planned > 0;
   mine.drain = feed_.closed();
-  mine.output_bytes = collector_ == nullptr ? 0 : collector_->pending_bytes();
+  mine.output_bytes = collector_ == nullptr ? feed_.pending_output_bytes()
+                                            : collector_->pending_bytes();
   std::span<const Fp16> hints;
   if (observer_ != nullptr) hints = observer_->step_hints();
   PORTOLAN_ASSIGN_OR_RETURN(const std::span<const StepRecord> records,
@@ -59,6 +64,7 @@ absl::StatusOr<StepLoop::Agreement> StepLoop::BeginStep() {
     ranks.num_tokens += record.rows_planned;
     ranks.any_work |= record.has_work;
     ranks.any_output |= record.output_bytes > 0;
+    ranks.any_closed |= record.drain;
     ranks.all_closed &= record.drain;
   }
   return ranks;

@@ -18,11 +18,19 @@ class RequestFeed {
   virtual absl::Status Poll(Engine& engine) = 0;
 
   // True once no request will come any more: the loop ends when all ranks are
-  // idle and closed.
+  // closed and idle and none has output pending.
   virtual bool closed() const = 0;
 
-  // All ranks are idle: returns when there may be work again. Must not poll.
-  virtual void WaitForWork() = 0;
+  // Another rank is closed: take no new requests either.
+  virtual void Close() {}
+
+  // Bytes of what sequences gave that is not out of the rank's hands.
+  virtual int64_t pending_output_bytes() const { return 0; }
+
+  // All ranks are idle: returns when there may be work again. Costs next to no
+  // CPU, and is ended by a peer's step record.
+  // Errors: as Transport::WaitForMessage().
+  virtual absl::Status WaitForWork() = 0;
 };
 
 // What the ranks bring to rank 0 between two steps: finished results.
@@ -57,6 +65,7 @@ class StepLoop {
     int64_t num_tokens = 0;
     bool any_work = false;
     bool any_output = false;
+    bool any_closed = false;
     bool all_closed = true;
   };
 
