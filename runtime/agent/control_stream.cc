@@ -1,0 +1,277 @@
+#include "runtime/agent/control_stream.h"
+
+#include <grpcpp/grpcpp.h>
+
+#include <algorithm>
+#include <atomic>
+#include <optional>
+#include <thread>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "proto/control.grpc.pb.h"
+#include "runtime/model/philox.h"
+
+namespace portolan {
+namespace {
+
+constexpr absl::Duration kFirstWait = absl::Milliseconds(100);
+constexpr absl::Duration kLongestWait = absl::Seconds(5);
+// An address that does not answer is given up after this.
+constexpr absl::Duration kConnectTimeout = absl::Seconds(5);
+
+absl::Status FromGrpc(const grpc::Status& status) {
+  return absl::Status(static_cast<absl::StatusCode>(status.error_code()),
+                      status.error_message());
+}
+
+std::shared_ptr<grpc::Channel> MakeChannel(const CoordinatorAddress& address) {
+  grpc::ChannelArguments arguments;
+  // A cut link is noticed within three seconds; the coordinator allows a ping a
+  // second.
+  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 2000);
+  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 1000);
+  arguments.SetInt(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
+  arguments.SetInt(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
+  arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 100);
+  arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
+  arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 1000);
+  arguments.SetMaxReceiveMessageSize(-1);
+  arguments.SetUserAgentPrefix("portolan-rank");
+  std::shared_ptr<grpc::ChannelCredentials> credentials =
+      grpc::InsecureChannelCredentials();
+  if (address.tls) {
+    grpc::SslCredentialsOptions ssl;
+    ssl.pem_root_certs = address.ca_pem;
+    ssl.pem_cert_chain = address.cert_pem;
+    ssl.pem_private_key = address.key_pem;
+    credentials = grpc::SslCredentials(ssl);
+  }
+  return grpc::CreateCustomChannel(address.address, credentials, arguments);
+}
+
+}  // namespace
+
+absl::Duration Backoff::Next() {
+  const absl::Duration whole =
+      std::min(kFirstWait * (1 << std::min(attempt_++, 20)), kLongestWait);
+  return whole * (1 - UniformAt(seed_, draws_++) / 2);
+}
+
+bool IsWorthRetrying(const absl::Status& status) {
+  switch (status.code()) {
+    case absl::StatusCode::kFailedPrecondition:
+    case absl::StatusCode::kInvalidArgument:
+    case absl::StatusCode::kPermissionDenied:
+    case absl::StatusCode::kUnauthenticated:
+    case absl::StatusCode::kUnimplemented:
+      return false;
+    default:
+      return true;
+  }
+}
+
+class ControlStream::Impl {
+ public:
+  Impl(const CoordinatorAddress& address, RankAgent& agent, uint64_t seed,
+       std::function<void(const std::string&)> notice)
+      : address_(address),
+        agent_(agent),
+        notice_(std::move(notice)),
+        backoff_(seed),
+        channel_(MakeChannel(address)),
+        stub_(v1::Control::NewStub(channel_)) {
+    agent_.SetNotify([this] { Notify(); });
+    thread_ = std::thread([this] { Run(); });
+  }
+
+  ~Impl() {
+    {
+      MutexLock lock(mu_);
+      stopping_ = true;
+      if (context_ != nullptr) context_->TryCancel();
+      changed_.NotifyAll();
+    }
+    thread_.join();
+    agent_.SetNotify(nullptr);
+  }
+
+  void Finish(absl::Duration timeout) {
+    const absl::Time deadline = absl::Now() + timeout;
+    MutexLock lock(mu_);
+    while (!finished_ && absl::Now() < deadline) {
+      changed_.WaitFor(mu_, deadline - absl::Now());
+    }
+  }
+
+ private:
+  using Stream =
+      grpc::ClientReaderWriter<v1::RankMessage, v1::CoordinatorMessage>;
+
+  void Run() {
+    while (true) {
+      const absl::Status status = Serve();
+      agent_.Disconnect();
+      if (Stopping()) return;
+      if (agent_.said_goodbye()) break;
+      if (!IsWorthRetrying(status)) {
+        agent_.Fail(absl::Status(
+            status.code(),
+            absl::StrCat("the coordinator at ", address_.address,
+                         " refuses this rank: ", status.message())));
+        break;
+      }
+      if (!lost_) {
+        notice_(absl::StrCat("no coordinator at ", address_.address, " (",
+                             status.message(), "); trying again"));
+      }
+      lost_ = true;
+      WaitUntil(absl::Now() + backoff_.Next());
+      if (Stopping()) return;
+    }
+    MutexLock lock(mu_);
+    finished_ = true;
+    changed_.NotifyAll();
+  }
+
+  // One stream, from its opening to its end.
+  absl::Status Serve() {
+    grpc::ClientContext context;
+    if (!address_.token.empty()) {
+      context.AddMetadata("authorization",
+                          absl::StrCat("Bearer ", address_.token));
+    }
+    if (!Publish(&context)) return absl::CancelledError("stopping");
+    if (!WaitForConnection()) {
+      Publish(nullptr);
+      return absl::UnavailableError("it does not answer");
+    }
+    const std::unique_ptr<Stream> stream = stub_->Attach(&context);
+    ended_ = false;
+    absl::Status broken;
+    std::thread reader([&] { broken = Read(*stream, context); });
+    if (stream->Write(agent_.Connect())) Write(*stream);
+    if (agent_.said_goodbye()) {
+      stream->WritesDone();
+      WaitForEnd(absl::Now() + kFirstWait * 10);
+    }
+    context.TryCancel();
+    reader.join();
+    const grpc::Status status = stream->Finish();
+    Publish(nullptr);
+    if (!broken.ok()) return broken;
+    return FromGrpc(status);
+  }
+
+  bool WaitForConnection() {
+    const absl::Time deadline = absl::Now() + kConnectTimeout;
+    while (!Stopping() && absl::Now() < deadline) {
+      const absl::Time look = absl::Now() + kFirstWait;
+      if (channel_->WaitForConnected(absl::ToChronoTime(look))) return true;
+    }
+    return false;
+  }
+
+  absl::Status Read(Stream& stream, grpc::ClientContext& context) {
+    absl::Status status;
+    v1::CoordinatorMessage message;
+    while (status.ok() && stream.Read(&message)) {
+      status = agent_.Receive(message);
+      if (message.has_accepted()) Found();
+      Notify();
+    }
+    ended_ = true;
+    if (!status.ok()) context.TryCancel();
+    Notify();
+    return status;
+  }
+
+  void Found() {
+    backoff_.Reset();
+    if (lost_) notice_(absl::StrCat("attached to ", address_.address));
+    lost_ = false;
+  }
+
+  // Until the stream breaks, or the goodbye is sent.
+  void Write(Stream& stream) {
+    while (!ended_ && !Stopping()) {
+      const uint64_t seen = Changes();
+      std::optional<v1::RankMessage> message = agent_.NextMessage();
+      if (message) {
+        if (!stream.Write(*message) || agent_.said_goodbye()) return;
+      } else {
+        WaitForChange(seen, agent_.next_message_due());
+      }
+    }
+  }
+
+  void Notify() {
+    MutexLock lock(mu_);
+    ++num_changes_;
+    changed_.NotifyAll();
+  }
+  uint64_t Changes() {
+    MutexLock lock(mu_);
+    return num_changes_;
+  }
+  bool Stopping() {
+    MutexLock lock(mu_);
+    return stopping_;
+  }
+  // What the destructor may cancel; false if it is too late.
+  bool Publish(grpc::ClientContext* context) {
+    MutexLock lock(mu_);
+    context_ = context;
+    return !stopping_;
+  }
+  void WaitForChange(uint64_t seen, absl::Time until) {
+    MutexLock lock(mu_);
+    while (num_changes_ == seen && !stopping_) {
+      const absl::Duration left = until - absl::Now();
+      if (left <= absl::ZeroDuration()) return;
+      changed_.WaitFor(mu_, std::min(left, absl::Hours(1)));
+    }
+  }
+  void WaitUntil(absl::Time time) {
+    MutexLock lock(mu_);
+    while (!stopping_ && absl::Now() < time) {
+      changed_.WaitFor(mu_, time - absl::Now());
+    }
+  }
+  void WaitForEnd(absl::Time time) {
+    MutexLock lock(mu_);
+    while (!ended_ && !stopping_ && absl::Now() < time) {
+      changed_.WaitFor(mu_, time - absl::Now());
+    }
+  }
+
+  const CoordinatorAddress address_;
+  RankAgent& agent_;
+  const std::function<void(const std::string&)> notice_;
+  Backoff backoff_;  // by the reader while a stream is open, else by thread_
+  std::atomic<bool> lost_{false};
+  std::atomic<bool> ended_{false};  // no message will come from this stream
+  const std::shared_ptr<grpc::Channel> channel_;
+  const std::unique_ptr<v1::Control::Stub> stub_;
+
+  Mutex mu_;
+  CondVar changed_;
+  uint64_t num_changes_ ABSL_GUARDED_BY(mu_) = 0;
+  bool stopping_ ABSL_GUARDED_BY(mu_) = false;
+  bool finished_ ABSL_GUARDED_BY(mu_) = false;
+  grpc::ClientContext* context_ ABSL_GUARDED_BY(mu_) = nullptr;
+
+  std::thread thread_;
+};
+
+ControlStream::ControlStream(const CoordinatorAddress& address,
+                             RankAgent& agent, uint64_t seed,
+                             std::function<void(const std::string&)> notice)
+    : impl_(std::make_unique<Impl>(address, agent, seed, std::move(notice))) {}
+
+ControlStream::~ControlStream() = default;
+
+void ControlStream::Finish(absl::Duration timeout) { impl_->Finish(timeout); }
+
+}  // namespace portolan

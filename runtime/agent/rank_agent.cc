@@ -1,0 +1,334 @@
+#include "runtime/agent/rank_agent.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "runtime/agent/wire.h"
+#include "runtime/base/status_macros.h"
+
+namespace portolan {
+namespace {
+
+// A sleeping rank looks this often for a SIGTERM, which wakes nobody.
+constexpr absl::Duration kLook = absl::Milliseconds(100);
+// After the grace, for the coordinator to take the ends of requests.
+constexpr absl::Duration kLastWords = absl::Seconds(2);
+constexpr absl::Duration kMeasureEvery = absl::Seconds(1);
+
+}  // namespace
+
+RankAgent::RankAgent(Options options, Transport& transport)
+    : options_(std::move(options)),
+      transport_(transport),
+      protocol_(options_.protocol) {}
+
+absl::Status RankAgent::Poll(Engine& engine) {
+  LookAtTerminations();
+  AgentProtocol::EngineWork work;
+  {
+    MutexLock lock(mu_);
+    PORTOLAN_RETURN_IF_ERROR(failure_);
+    work = protocol_.TakeEngineWork(absl::Now());
+    was_paused_ = protocol_.paused();
+    woken_ = false;
+  }
+  for (const int64_t id : work.cancel) engine.Cancel(id);
+  for (AgentProtocol::Assignment& assignment : work.assign) {
+    Assign(engine, std::move(assignment));
+  }
+  engine.Pause(was_paused_);
+  TakeRoom(engine);
+  told_closed_ = closed();
+  told_pending_ = pending_output_bytes() > 0;
+  return absl::OkStatus();
+}
+
+// A request that cannot be served ends with an error of its own; the rank goes
+// on.
+void RankAgent::Assign(Engine& engine, AgentProtocol::Assignment assignment) {
+  absl::Status admitted = Admit(engine, assignment.id, assignment.request);
+  if (!admitted.ok()) {
+    outputs_.erase(assignment.id);
+    End(assignment.id, ErrorFinish(admitted));
+  }
+}
+
+absl::Status RankAgent::Admit(Engine& engine, int64_t id,
+                              const v1::Assign& assign) {
+  TextRequest text = FromAssign(assign);
+  PORTOLAN_ASSIGN_OR_RETURN(Request request,
+                            MakeRequest(text, options_.model, id));
+  PORTOLAN_RETURN_IF_ERROR(CheckSize(request));
+  Output& output = outputs_[id];
+  output.prompt_tokens = static_cast<int64_t>(request.prompt.size());
+  bool stopped = false;
+  if (options_.model.tokenizer != nullptr) {
+    output.text = std::make_unique<TextStream>(*options_.model.tokenizer,
+                                               std::move(text.stops));
+    // Delivered already: only what they make of the next tokens counts.
+    for (const int32_t token : request.generated) output.text->Push(token);
+    stopped = output.text->stopped();
+  }
+  // Everything was generated, but the end of it got lost.
+  const std::vector<int32_t>& generated = request.generated;
+  stopped |= !generated.empty() && request.Stops(generated.back());
+  if (stopped) {
+    OnFinish(id, {.reason = FinishReason::kStop});
+    return absl::OkStatus();
+  }
+  if (static_cast<int64_t>(generated.size()) >= request.max_tokens) {
+    OnFinish(id, {.reason = FinishReason::kLength});
+    return absl::OkStatus();
+  }
+  return engine.Add(std::move(request));
+}
+
+absl::Status RankAgent::CheckSize(const Request& request) const {
+  const auto prompt = static_cast<int64_t>(request.prompt.size());
+  const int64_t whole = prompt + request.max_tokens;
+  if (whole > options_.max_context) {
+    return absl::OutOfRangeError(absl::StrCat(
+        "prompt (", prompt, " tokens) + max_tokens (", request.max_tokens,
+        ") is beyond the model's context of ", options_.max_context));
+  }
+  if (whole > options_.kv_tokens) {
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "prompt (", prompt, " tokens) + max_tokens (", request.max_tokens,
+        ") does not fit the KV cache of ", options_.kv_tokens, " tokens"));
+  }
+  return absl::OkStatus();
+}
+
+bool RankAgent::OnToken(int64_t id, const GeneratedToken& token) {
+  const auto output = outputs_.find(id);
+  if (output == outputs_.end()) return true;
+  TextStream* const stream = output->second.text.get();
+  std::string text = stream == nullptr ? "" : stream->Push(token.token);
+  std::optional<v1::TokenLogprobs> logprobs;
+  if (!token.logprobs.empty()) logprobs = ToProto(token.logprobs);
+  {
+    MutexLock lock(mu_);
+    protocol_.TakeToken(id, token.token, std::move(text),
+                        logprobs ? &*logprobs : nullptr);
+  }
+  return stream != nullptr && stream->stopped();
+}
+
+void RankAgent::OnFinish(int64_t id, const SequenceEnd& end) {
+  const auto output = outputs_.find(id);
+  if (output == outputs_.end()) return;
+  v1::Finish finish = ToProto(end, output->second.prompt_tokens);
+  if (output->second.text != nullptr) {
+    finish.set_text_tail(output->second.text->Finish());
+  }
+  outputs_.erase(output);
+  End(id, std::move(finish));
+}
+
+void RankAgent::End(int64_t id, v1::Finish finish) {
+  {
+    MutexLock lock(mu_);
+    protocol_.TakeEnd(id, std::move(finish));
+  }
+  Notify();
+}
+
+bool RankAgent::closed() const {
+  MutexLock lock(mu_);
+  return protocol_.draining();
+}
+
+void RankAgent::Close() { BeginDrain(); }
+
+int64_t RankAgent::pending_output_bytes() const {
+  if (abandoned_) return 0;
+  MutexLock lock(mu_);
+  return static_cast<int64_t>(protocol_.num_requests());
+}
+
+absl::Status RankAgent::WaitForWork() {
+  Notify();  // what the last step gave
+  while (true) {
+    LookAtTerminations();
+    const absl::Time now = absl::Now();
+    if (MayHaveWork(now)) return absl::OkStatus();
+    absl::Time until = now + kLook;
+    {
+      MutexLock lock(mu_);
+      until = std::min(until, protocol_.next_deadline());
+    }
+    PORTOLAN_ASSIGN_OR_RETURN(const bool message,
+                              transport_.WaitForMessage(until - now));
+    if (message) return absl::OkStatus();
+  }
+}
+
+bool RankAgent::MayHaveWork(absl::Time now) const {
+  MutexLock lock(mu_);
+  const bool out = abandoned_ || protocol_.num_requests() == 0;
+  return !failure_.ok() || woken_ || protocol_.HasEngineWork(now) ||
+         (was_paused_ && !protocol_.paused()) ||
+         protocol_.draining() != told_closed_ ||
+         (protocol_.draining() && told_pending_ && out);
+}
+
+void RankAgent::LookAtTerminations() {
+  bool wanted = options_.terminations() > 0;
+  {
+    MutexLock lock(mu_);
+    wanted |= drain_wanted_;
+  }
+  if (wanted) BeginDrain();
+  if (drain_until_) FollowDrain(absl::Now());
+}
+
+void RankAgent::FollowDrain(absl::Time now) {
+  abandoned_ |= now >= *drain_until_ + kLastWords;
+  if (released_ || now < *drain_until_) return;
+  released_ = true;
+  {
+    MutexLock lock(mu_);
+    protocol_.ReleaseAll();
+  }
+  Notify();
+}
+
+void RankAgent::BeginDrain() {
+  if (drain_until_) return;
+  drain_until_ = absl::Now() + options_.grace;
+  {
+    MutexLock lock(mu_);
+    protocol_.Drain();
+  }
+  options_.on_drain();
+  Notify();
+}
+
+void RankAgent::TakeRoom(const Engine& engine) {
+  const Engine::Room room = engine.room();
+  const auto capacity = options_.protocol.capacity.max_sequences();
+  const auto taken = static_cast<uint32_t>(engine.num_sequences());
+  const AgentProtocol::Room told{
+      .sequences = capacity > taken ? capacity - taken : 0,
+      .kv_tokens = static_cast<uint64_t>(room.kv_tokens),
+      .running = static_cast<uint32_t>(engine.num_running()),
+      .waiting = static_cast<uint32_t>(engine.num_waiting())};
+  const absl::Time now = absl::Now();
+  const bool measures = now >= measure_at_;
+  v1::RankMetrics metrics;
+  float coldness = 0;
+  if (measures) {
+    measure_at_ = now + kMeasureEvery;
+    metrics = Measure(engine, coldness);
+  }
+  {
+    MutexLock lock(mu_);
+    protocol_.SetRoom(told);
+    if (measures) protocol_.SetMetrics(std::move(metrics), coldness);
+  }
+  Notify();
+}
+
+v1::RankMetrics RankAgent::Measure(const Engine& engine,
+                                   float& coldness) const {
+  v1::RankMetrics metrics;
+  const Engine::Counters& counters = engine.counters();
+  const auto unsigned_of = [](int64_t value) {
+    return static_cast<uint64_t>(value);
+  };
+  metrics.set_prompt_tokens(
+      unsigned_of(counters.prompt_tokens - counters.prefix_hits));
+  metrics.set_generated_tokens(unsigned_of(counters.generated_tokens));
+  metrics.set_prefix_cache_queries(unsigned_of(counters.prefix_queries));
+  metrics.set_prefix_cache_hits(unsigned_of(counters.prefix_hits));
+  metrics.set_preemptions(unsigned_of(counters.preemptions));
+  metrics.set_kv_cache_usage(engine.kv_usage());
+  options_.measure(metrics, coldness);
+  return metrics;
+}
+
+v1::RankMessage RankAgent::Connect() {
+  MutexLock lock(mu_);
+  return protocol_.Connect(absl::Now());
+}
+
+void RankAgent::Disconnect() {
+  MutexLock lock(mu_);
+  protocol_.Disconnect();
+}
+
+absl::Status RankAgent::Receive(const v1::CoordinatorMessage& message) {
+  bool wake = message.has_wake();
+  {
+    MutexLock lock(mu_);
+    const absl::Time now = absl::Now();
+    const bool was_paused = protocol_.paused();
+    const bool had_requests = protocol_.num_requests() > 0;
+    PORTOLAN_RETURN_IF_ERROR(protocol_.Receive(message, now));
+    woken_ |= message.has_wake();
+    if (message.has_drain() && options_.drains_with_coordinator) {
+      drain_wanted_ = true;
+      wake = true;
+    }
+    wake |= protocol_.HasEngineWork(now);
+    wake |= was_paused && !protocol_.paused();
+    wake |=
+        protocol_.draining() && had_requests && protocol_.num_requests() == 0;
+  }
+  if (wake) transport_.Wake();
+  return absl::OkStatus();
+}
+
+std::optional<v1::RankMessage> RankAgent::NextMessage() {
+  MutexLock lock(mu_);
+  return protocol_.NextMessage(absl::Now());
+}
+
+absl::Time RankAgent::next_message_due() const {
+  MutexLock lock(mu_);
+  return protocol_.next_message_due();
+}
+
+void RankAgent::SetNotify(std::function<void()> notify) {
+  MutexLock lock(mu_);
+  notify_ = std::move(notify);
+}
+
+void RankAgent::Notify() {
+  std::function<void()> notify;
+  {
+    MutexLock lock(mu_);
+    notify = notify_;
+  }
+  if (notify) notify();
+}
+
+void RankAgent::Fail(const absl::Status& status) {
+  {
+    MutexLock lock(mu_);
+    if (failure_.ok()) failure_ = status;
+  }
+  transport_.Wake();
+}
+
+void RankAgent::SayGoodbye(const absl::Status& status) {
+  {
+    MutexLock lock(mu_);
+    protocol_.SayGoodbye(status.ok(), std::string(status.message()));
+  }
+  Notify();
+}
+
+bool RankAgent::said_goodbye() const {
+  MutexLock lock(mu_);
+  return protocol_.said_goodbye();
+}
+
+bool RankAgent::interrupted() const {
+  MutexLock lock(mu_);
+  return protocol_.num_released() > 0 || protocol_.num_requests() > 0;
+}
+
+}  // namespace portolan

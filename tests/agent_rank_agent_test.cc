@@ -1,0 +1,309 @@
+// A rank's agent over the bundled model: assignments in, texts out.
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <functional>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "launcher/requests.h"
+#include "launcher/wiring.h"
+#include "runtime/agent/rank_agent.h"
+#include "tests/model_fixture.h"
+
+namespace portolan {
+namespace {
+
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+using ::testing::SizeIs;
+
+// Passes on to a sink that is made later.
+class Relay : public TokenSink {
+ public:
+  bool OnToken(int64_t id, const GeneratedToken& token) override {
+    return sink->OnToken(id, token);
+  }
+  void OnFinish(int64_t id, const SequenceEnd& end) override {
+    sink->OnFinish(id, end);
+  }
+  TokenSink* sink = nullptr;
+};
+
+// What came of one request.
+struct Answer {
+  std::vector<int32_t> tokens;
+  std::vector<std::string> texts;
+  std::vector<v1::TokenLogprobs> logprobs;
+  v1::Finish finish;
+
+  std::string text() const {
+    std::string all;
+    for (const std::string& text : texts) all += text;
+    return all + finish.text_tail();
+  }
+};
+
+// One rank; the test is its coordinator, which acknowledges everything.
+class Rank1 {
+ public:
+  Rank1(RankRuntime& rank, RankAgent& agent) : rank_(rank), agent_(agent) {
+    agent_.Connect();
+    v1::CoordinatorMessage message;
+    message.mutable_accepted()->set_heartbeat_ms(1000);
+    message.mutable_accepted()->set_max_held_tokens(1000);
+    EXPECT_TRUE(agent_.Receive(message).ok());
+  }
+
+  void Assign(const v1::Assign& assign) {
+    v1::CoordinatorMessage message;
+    *message.mutable_assign() = assign;
+    message.mutable_assign()->set_serial(++serial_);
+    EXPECT_TRUE(agent_.Receive(message).ok());
+  }
+
+  void Step() {
+    ASSERT_TRUE(agent_.Poll(rank_.engine()).ok());
+    StepRecord record;
+    record.rows_planned = rank_.engine().PlanStep();
+    record.has_work = record.rows_planned > 0;
+    ASSERT_TRUE(rank_.exchange().BeginStep(record).ok());
+    if (record.has_work) {
+      ASSERT_TRUE(rank_.engine().RunStep(record.rows_planned).ok());
+    }
+    Collect();
+  }
+
+  Answer Run(const v1::Assign& assign) {
+    Assign(assign);
+    for (int step = 0; !answers_[assign.request_id()].finish.has_usage();
+         ++step) {
+      if (step == 1000) {
+        ADD_FAILURE() << "no end";
+        break;
+      }
+      Step();
+    }
+    return answers_[assign.request_id()];
+  }
+
+ private:
+  void Collect() {
+    while (auto message = agent_.NextMessage()) {
+      v1::CoordinatorMessage answer;
+      for (const v1::TokenDelta& delta : message->tokens().deltas()) {
+        Take(delta, *answer.mutable_ack()->add_durable());
+      }
+      if (answer.has_ack()) {
+        ASSERT_TRUE(agent_.Receive(answer).ok());
+      }
+    }
+  }
+
+  void Take(const v1::TokenDelta& delta, v1::Durable& durable) {
+    Answer& answer = answers_[delta.request_id()];
+    answer.tokens.insert(answer.tokens.end(), delta.token_ids().begin(),
+                         delta.token_ids().end());
+    answer.texts.insert(answer.texts.end(), delta.texts().begin(),
+                        delta.texts().end());
+    answer.logprobs.insert(answer.logprobs.end(), delta.logprobs().begin(),
+                           delta.logprobs().end());
+    if (delta.has_finish()) answer.finish = delta.finish();
+    durable.set_request_id(delta.request_id());
+    durable.set_attempt(delta.attempt());
+    durable.set_next_offset(delta.offset() +
+                            static_cast<uint32_t>(delta.token_ids_size()));
+    durable.set_finished(delta.has_finish());
+  }
+
+  RankRuntime& rank_;
+  RankAgent& agent_;
+  uint64_t serial_ = 0;
+  std::map<std::string, Answer> answers_;
+};
+
+void WithRank(std::function<void(Rank1&, const Model&)> body) {
+  JobOptions options = BundledModel();
+  options.batch = 4;
+  const absl::Status status =
+      RunJob(options, [&](const Model& model, RunWorld run_world) {
+        return run_world([&](Transport& transport) -> absl::Status {
+          Relay relay;
+          auto rank = RankRuntime::Create(options, model, transport, relay);
+          if (!rank.ok()) return rank.status();
+          RankAgent::Options agent_options;
+          agent_options.protocol.capacity.set_max_sequences(5);
+          agent_options.model = TermsOf(model);
+          agent_options.max_context = model.config.max_position;
+          agent_options.kv_tokens = 100;
+          RankAgent agent(agent_options, transport);
+          relay.sink = &agent;
+          Rank1 stage(**rank, agent);
+          body(stage, model);
+          return absl::OkStatus();
+        });
+      });
+  EXPECT_TRUE(status.ok()) << status;
+}
+
+v1::Assign Request(const std::string& id, const std::string& prompt,
+                   uint32_t max_tokens) {
+  v1::Assign assign;
+  assign.set_request_id(id);
+  assign.set_attempt(1);
+  assign.set_text(prompt);
+  assign.mutable_params()->set_max_tokens(max_tokens);
+  assign.mutable_params()->set_temperature(1);
+  assign.mutable_params()->set_seed(5);
+  assign.mutable_params()->set_ignore_eos(true);
+  return assign;
+}
+
+v1::Assign Resumed(v1::Assign assign, const std::string& id,
+                   const Answer& answer, size_t num_tokens) {
+  assign.set_request_id(id);
+  assign.set_attempt(2);
+  assign.mutable_prefix()->Add(
+      answer.tokens.begin(),
+      answer.tokens.begin() + static_cast<ptrdiff_t>(num_tokens));
+  return assign;
+}
+
+TEST(RankAgentTest, ARequestTakenUpAnywhereGoesOnWithTheVeryText) {
+  WithRank([](Rank1& rank, const Model&) {
+    // High temperature: bytes of broken-up characters among the tokens.
+    v1::Assign assign = Request("whole", "The harbour", 24);
+    assign.mutable_params()->set_temperature(3);
+    const Answer whole = rank.Run(assign);
+    ASSERT_THAT(whole.tokens, SizeIs(24));
+
+    for (size_t at = 0; at <= whole.tokens.size(); ++at) {
+      SCOPED_TRACE(at);
+      const Answer rest =
+          rank.Run(Resumed(assign, "from " + std::to_string(at), whole, at));
+
+      EXPECT_EQ(rest.tokens,
+                std::vector<int32_t>(
+                    whole.tokens.begin() + static_cast<ptrdiff_t>(at),
+                    whole.tokens.end()));
+      EXPECT_EQ(rest.texts,
+                std::vector<std::string>(
+                    whole.texts.begin() + static_cast<ptrdiff_t>(at),
+                    whole.texts.end()));
+      EXPECT_EQ(rest.finish.text_tail(), whole.finish.text_tail());
+      EXPECT_EQ(rest.finish.reason(), whole.finish.reason());
+      EXPECT_EQ(rest.finish.usage().completion_tokens(), 24u);
+    }
+  });
+}
+
+TEST(RankAgentTest, AStopTextIsFoundAcrossTheSeamOfTwoAttempts) {
+  WithRank([](Rank1& rank, const Model&) {
+    const Answer plain = rank.Run(Request("plain", "Once upon a time", 20));
+    // From inside one token's text into the next one's.
+    const std::string all = plain.text();
+    ASSERT_GT(all.size(), 30u);
+    const std::string stop = all.substr(all.size() / 2, 12);
+    v1::Assign assign = Request("stopped", "Once upon a time", 20);
+    assign.mutable_params()->add_stop(stop);
+    const Answer stopped = rank.Run(assign);
+    ASSERT_EQ(stopped.finish.reason(), v1::FINISH_REASON_STOP);
+    EXPECT_EQ(stopped.text(), all.substr(0, all.find(stop)));
+
+    for (size_t at = 0; at <= stopped.tokens.size(); ++at) {
+      SCOPED_TRACE(at);
+      const Answer rest =
+          rank.Run(Resumed(assign, "from " + std::to_string(at), stopped, at));
+
+      EXPECT_EQ(rest.tokens.size(), stopped.tokens.size() - at);
+      EXPECT_EQ(rest.finish.reason(), v1::FINISH_REASON_STOP);
+      std::string text;
+      for (size_t i = 0; i < at; ++i) text += stopped.texts[i];
+      EXPECT_EQ(text + rest.text(), stopped.text());
+    }
+  });
+}
+
+TEST(RankAgentTest, HeldBackTextThatBecameNoStopTextComesWithTheEnd) {
+  WithRank([](Rank1& rank, const Model&) {
+    const Answer plain = rank.Run(Request("plain", "Once upon a time", 8));
+    v1::Assign assign = Request("held", "Once upon a time", 8);
+    assign.mutable_params()->add_stop(
+        plain.text().substr(plain.text().size() - 2) + " never");
+
+    const Answer held = rank.Run(assign);
+
+    EXPECT_THAT(held.finish.text_tail(), testing::Not(IsEmpty()));
+    EXPECT_EQ(held.text(), plain.text());
+    EXPECT_EQ(held.finish.reason(), v1::FINISH_REASON_LENGTH);
+  });
+}
+
+TEST(RankAgentTest, LogprobsComeWithEveryTokenAndOnlyIfAskedFor) {
+  WithRank([](Rank1& rank, const Model&) {
+    v1::Assign assign = Request("with", "The harbour", 4);
+    assign.mutable_params()->set_logprobs(2);
+
+    const Answer with = rank.Run(assign);
+    const Answer without = rank.Run(Request("without", "The harbour", 4));
+
+    EXPECT_EQ(with.tokens, without.tokens);
+    EXPECT_THAT(without.logprobs, IsEmpty());
+    ASSERT_THAT(with.logprobs, SizeIs(4));
+    for (size_t i = 0; i < with.logprobs.size(); ++i) {
+      EXPECT_EQ(with.logprobs[i].chosen().token_id(), with.tokens[i]);
+      EXPECT_THAT(with.logprobs[i].top(), SizeIs(2));
+    }
+  });
+}
+
+TEST(RankAgentTest, AStopTokenEndsTheRequest) {
+  WithRank([](Rank1& rank, const Model&) {
+    const Answer plain = rank.Run(Request("plain", "The harbour", 10));
+    v1::Assign assign = Request("stopped", "The harbour", 10);
+    assign.mutable_params()->add_stop_token_ids(plain.tokens[4]);
+
+    const Answer stopped = rank.Run(assign);
+
+    EXPECT_EQ(stopped.finish.reason(), v1::FINISH_REASON_STOP);
+    EXPECT_EQ(stopped.tokens.back(), plain.tokens[4]);
+    EXPECT_LE(stopped.tokens.size(), 5u);
+  });
+}
+
+TEST(RankAgentTest, ARequestThatCannotBeServedEndsAloneWithItsCode) {
+  WithRank([](Rank1& rank, const Model& model) {
+    v1::Assign no_token = Request("no token", "", 4);
+    no_token.mutable_tokens()->add_ids(1 << 30);
+    v1::Assign long_one =
+        Request("long", "x", static_cast<uint32_t>(model.config.max_position));
+    const v1::Assign big = Request("big", "x", 100);
+
+    EXPECT_EQ(rank.Run(no_token).finish.error().code(), 3u);
+    EXPECT_EQ(rank.Run(long_one).finish.error().code(), 11u);
+    EXPECT_EQ(rank.Run(big).finish.error().code(), 8u);
+    EXPECT_THAT(rank.Run(no_token).finish.error().message(),
+                HasSubstr("vocabulary"));
+    EXPECT_THAT(rank.Run(Request("good", "x", 3)).tokens, SizeIs(3));
+  });
+}
+
+TEST(RankAgentTest, UsageTellsWhatWasShared) {
+  WithRank([](Rank1& rank, const Model&) {
+    std::string prompt;
+    for (int i = 0; i < 30; ++i) prompt += "one two three ";
+    const Answer first = rank.Run(Request("first", prompt.substr(0, 160), 3));
+    const Answer second = rank.Run(Request("second", prompt.substr(0, 160), 3));
+
+    EXPECT_EQ(first.finish.usage().cached_prompt_tokens(), 0u);
+    EXPECT_GT(second.finish.usage().cached_prompt_tokens(), 0u);
+    EXPECT_EQ(first.finish.usage().prompt_tokens(),
+              second.finish.usage().prompt_tokens());
+    EXPECT_EQ(first.tokens, second.tokens);
+  });
+}
+
+}  // namespace
+}  // namespace portolan
