@@ -50,7 +50,8 @@ void EndTimer::Work() {
         std::fprintf(stderr, "error: %s\n", message_.c_str());
         End(1);
       }
-    } else if (terminated_at && now - *terminated_at > after_termination_) {
+    } else if (TerminationCount() > 1 ||
+               (terminated_at && now - *terminated_at > after_termination_)) {
       End(143);
     }
     changed_.WaitFor(mu_, kLook);

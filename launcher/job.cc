@@ -57,6 +57,7 @@ absl::Status RunProcess(const WorldOptions& options, RankBody body) {
   PORTOLAN_ASSIGN_OR_RETURN(mpi.transport,
                             ParseTransportKind(options.transport));
   mpi.silence = absl::Seconds(options.liveness_timeout_s);
+  if (options.drains) mpi.end_after_termination = absl::InfiniteDuration();
   PORTOLAN_ASSIGN_OR_RETURN(const std::unique_ptr<MpiSession> session,
                             MpiSession::Create(nullptr, nullptr, mpi));
   const absl::Status status = body(session->transport());
