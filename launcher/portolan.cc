@@ -5,6 +5,7 @@
 #include "launcher/console.h"
 #ifdef PORTOLAN_GRPC
 #include "launcher/coordinator.h"
+#include "launcher/serve.h"
 #endif
 #include "launcher/generate.h"
 #include "launcher/replay.h"
@@ -32,6 +33,8 @@ int main(int argc, char** argv) {
 #ifdef PORTOLAN_GRPC
   portolan::AddCoordinatorCommand(app, exit_code);
   portolan::AddBenchServeCommand(*app.get_subcommand("bench"), exit_code);
+  portolan::AddServeCommand(app, exit_code);
+  portolan::AddWorkerCommand(app, exit_code);
 #endif
 
   try {

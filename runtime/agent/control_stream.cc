@@ -47,6 +47,9 @@ std::shared_ptr<grpc::Channel> MakeChannel(const CoordinatorAddress& address) {
     ssl.pem_cert_chain = address.cert_pem;
     ssl.pem_private_key = address.key_pem;
     credentials = grpc::SslCredentials(ssl);
+    if (!address.tls_name.empty()) {
+      arguments.SetSslTargetNameOverride(address.tls_name);
+    }
   }
   return grpc::CreateCustomChannel(address.address, credentials, arguments);
 }

@@ -15,6 +15,7 @@ namespace portolan {
 struct CoordinatorAddress {
   std::string address;  // host:port
   bool tls = false;
+  std::string tls_name;  // in the server's certificate; empty: of the address
   std::string ca_pem;    // who signed the server; empty: the system's roots
   std::string cert_pem;  // this rank's own, with its key; empty: none
   std::string key_pem;
