@@ -11,6 +11,8 @@ namespace portolan {
 namespace {
 
 constexpr absl::Duration kLook = absl::Milliseconds(200);
+// A launcher and its own parent may both pass the same wish on.
+constexpr absl::Duration kOneWish = absl::Seconds(1);
 
 [[noreturn]] void End(int code) {
   std::fflush(nullptr);
@@ -41,17 +43,22 @@ void EndTimer::Lost(std::string message) {
 
 void EndTimer::Work() {
   std::optional<absl::Time> terminated_at;
+  int of_first_wish = 0;
   MutexLock lock(mu_);
   while (!stopping_) {
     const absl::Time now = absl::Now();
-    if (!terminated_at && TerminationCount() > 0) terminated_at = now;
+    const int terminations = TerminationCount();
+    if (!terminated_at && terminations > 0) terminated_at = now;
+    if (terminated_at && now - *terminated_at < kOneWish) {
+      of_first_wish = terminations;
+    }
     if (lost_at_) {
       if (now - *lost_at_ > after_loss_) {
         std::fprintf(stderr, "error: %s\n", message_.c_str());
         End(1);
       }
-    } else if (TerminationCount() > 1 ||
-               (terminated_at && now - *terminated_at > after_termination_)) {
+    } else if (terminated_at && (terminations > of_first_wish ||
+                                 now - *terminated_at > after_termination_)) {
       End(143);
     }
     changed_.WaitFor(mu_, kLook);

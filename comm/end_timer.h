@@ -12,7 +12,8 @@ namespace portolan {
 
 // Ends the process if its main thread does not do so in time after a peer was
 // lost (exit code 1, with an error line) or a SIGTERM came (exit code 143). A
-// lost peer goes before a SIGTERM, which mpirun sends to survivors.
+// lost peer goes before a SIGTERM, which mpirun sends to survivors. A second
+// SIGTERM, more than a second after the first, ends it at once.
 //
 // Thread-safe.
 class EndTimer {
