@@ -85,16 +85,17 @@ class OverloadTest(unittest.TestCase):
         self.attach(service.ScriptedJob(BUILD, self.directory,
                                         self.coordinator.address,
                                         "--sequences", BATCH))
-        self.check()
+        self.check(by_the_clock=True)
 
     def test_an_overloaded_service_stays_itself(self):
         if not service.has_worker(BUILD):
             self.skipTest("this build has no `portolan worker`")
         self.attach(service.Job(BUILD, self.directory,
                                 self.coordinator.address, "--batch", BATCH))
-        self.check()
+        self.check(by_the_clock=ARGUMENTS.long)
 
-    def check(self):
+    def check(self, by_the_clock):
+        """Times count only where nothing else takes the processors."""
         alone, _ = self.bench("--closed", 1, "--duration", MEASURE_S)
         capacity, _ = self.bench("--closed", 2 * BATCH, "--duration",
                                  MEASURE_S)
@@ -120,11 +121,12 @@ class OverloadTest(unittest.TestCase):
               f"{after['ttft_s']['p50']:.3f} s; memory "
               f"{samples[0] >> 20} .. {max(samples) >> 20} MiB", flush=True)
         self.assertEqual(set(loaded["errors"]), {"RESOURCE_EXHAUSTED"})
-        self.assertLess(max(ttft), bound + SLACK_S)
-        self.assertGreater(loaded["tokens_per_s"],
-                           0.5 * capacity["tokens_per_s"])
-        self.assertLess(after["ttft_s"]["p50"],
-                        2 * alone["ttft_s"]["p50"] + SLACK_S)
+        if by_the_clock:
+            self.assertLess(max(ttft), bound + SLACK_S)
+            self.assertGreater(loaded["tokens_per_s"],
+                               0.5 * capacity["tokens_per_s"])
+            self.assertLess(after["ttft_s"]["p50"],
+                            2 * alone["ttft_s"]["p50"] + SLACK_S)
         half = len(samples) // 2
         self.assertLess(max(samples[half:]) - max(samples[:half]),
                         GROWTH_BYTES)
