@@ -1,6 +1,7 @@
 #include <sys/resource.h>
 
 #include <algorithm>
+#include <bit>
 #include <cstdio>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -90,12 +91,16 @@ class LockStep {
         Measure(options_.prompt_tokens, [this] { return Prefill(); }));
     PORTOLAN_ASSIGN_OR_RETURN(
         round.decode, Measure(options_.generate, [this] { return Decode(); }));
+    CheckLogits();
     for (Sequence& sequence : sequences_) {
       rank_.kv().Release(sequence.pages);
       sequence.computed = 0;
     }
     return round;
   }
+
+  // Logits of the ends of rounds that were not those of the first round.
+  int64_t num_wrong() const { return num_wrong_; }
 
  private:
   struct Sequence {
@@ -183,7 +188,24 @@ class LockStep {
     record.has_work = true;
     record.rows_planned = rank_.forward().num_tokens();
     PORTOLAN_RETURN_IF_ERROR(rank_.exchange().BeginStep(record).status());
-    return rank_.forward().Run(record.rows_planned).status();
+    PORTOLAN_ASSIGN_OR_RETURN(logits_,
+                              rank_.forward().Run(record.rows_planned));
+    return absl::OkStatus();
+  }
+
+  // Every round computes the same, so it ends with the same bits.
+  void CheckLogits() {
+    std::vector<uint32_t> bits;
+    for (int64_t row = 0; row < logits_.rows(); ++row) {
+      for (const float logit : logits_.Row(row)) {
+        bits.push_back(std::bit_cast<uint32_t>(logit));
+      }
+    }
+    if (first_bits_.empty()) first_bits_ = bits;
+    PORTOLAN_CHECK(bits.size() == first_bits_.size());
+    for (size_t i = 0; i < bits.size(); ++i) {
+      num_wrong_ += bits[i] != first_bits_[i];
+    }
   }
 
   const BenchModelOptions& options_;
@@ -191,6 +213,9 @@ class LockStep {
   std::vector<Sequence> sequences_;
   std::vector<ForwardSequence> step_;
   int64_t num_steps_ = 0;
+  MatrixView<const float> logits_;  // of the last step
+  std::vector<uint32_t> first_bits_;
+  int64_t num_wrong_ = 0;
 };
 
 // Receives nothing: the bench samples nothing.
@@ -238,6 +263,7 @@ struct BenchReport {
   int64_t bytes_per_token = 0;
   int64_t peak_memory_bytes = 0;
   double memory_bytes_per_s = 0;  // that the threads of a rank can read
+  int64_t num_wrong = 0;          // see LockStep
   Round last;                     // zones
 
   // Share of the memory's bandwidth that decoding one sequence on one rank
@@ -259,17 +285,18 @@ void PrintTable(const BenchModelOptions& options, const RankRuntime& rank,
                 const BenchReport& report) {
   std::printf("# %s, %s kernels\n", CpuModelName().c_str(),
               std::string(CpuPathName(rank.cpu_path())).c_str());
-  std::printf("# %6s %7s %6s %7s %6s  %-28s %-28s\n", "ranks", "threads",
+  std::printf("# %6s %7s %6s %7s %6s  %-28s %-28s %6s\n", "ranks", "threads",
               "batch", "prompt", "gen", "prefill tok/s [min-max]",
-              "decode tok/s [min-max]");
+              "decode tok/s [min-max]", "#wrong");
   const auto cell = [](const Spread& s) {
     return absl::StrFormat("%.1f [%.1f-%.1f]", s.median, s.least, s.most);
   };
-  std::printf("  %6d %7d %6d %7lld %6lld  %-28s %-28s\n", report.ranks,
+  std::printf("  %6d %7d %6d %7lld %6lld  %-28s %-28s %6lld\n", report.ranks,
               rank.num_threads(), options.job.batch,
               static_cast<long long>(options.prompt_tokens),
               static_cast<long long>(options.generate),
-              cell(report.prefill).c_str(), cell(report.decode).c_str());
+              cell(report.prefill).c_str(), cell(report.decode).c_str(),
+              static_cast<long long>(report.num_wrong));
   if (const double share = report.BandwidthShare(); share > 0) {
     std::printf(
         "# decode reads %.1f MB of weights a token: %.0f %% of the %.1f GB/s "
@@ -299,6 +326,7 @@ void PrintJson(const BenchModelOptions& options, const RankRuntime& rank,
       {"rounds", options.rounds},
       {"prefill_tokens_per_s", spread(report.prefill)},
       {"decode_tokens_per_s", spread(report.decode)},
+      {"wrong", report.num_wrong},
       {"disk_bytes_per_token", report.last.decode.disk_bytes_per_token},
       {"peak_memory_bytes", report.peak_memory_bytes},
       {"weight_bytes_per_token", report.bytes_per_token},
@@ -313,6 +341,22 @@ void PrintJson(const BenchModelOptions& options, const RankRuntime& rank,
         {"decode", ZonesToJson(last.decode.zones, last.decode.steps)}};
   }
   std::printf("%s\n", json.dump(2).c_str());
+}
+
+// What is known at the end of all rounds.
+void Complete(const BenchModelOptions& options, const Model& model,
+              RankRuntime& rank, const std::vector<double>& prefill,
+              const std::vector<double>& decode, BenchReport& report) {
+  report.prefill = SpreadOf(prefill);
+  report.decode = SpreadOf(decode);
+  report.bytes_per_token = WeightBytesPerToken(model, rank);
+  report.peak_memory_bytes = PeakMemoryBytes();
+  const bool one_reads_all = options.job.batch == 1 && report.ranks == 1 &&
+                             options.job.expert_memory == "all";
+  if (one_reads_all) {
+    report.memory_bytes_per_s =
+        MeasureReadBandwidth(rank.pool(), kBandwidthBytes);
+  }
 }
 
 absl::Status RunRank(const BenchModelOptions& options, const Model& model,
@@ -333,19 +377,14 @@ absl::Status RunRank(const BenchModelOptions& options, const Model& model,
     decode.push_back(report.last.decode.tokens_per_s * report.ranks);
   }
   PORTOLAN_RETURN_IF_ERROR(rank->SaveProfile());
-  if (transport.rank() != Rank{0}) return absl::OkStatus();
-  report.prefill = SpreadOf(prefill);
-  report.decode = SpreadOf(decode);
-  report.bytes_per_token = WeightBytesPerToken(model, *rank);
-  report.peak_memory_bytes = PeakMemoryBytes();
-  const bool one_reads_all = options.job.batch == 1 && report.ranks == 1 &&
-                             options.job.expert_memory == "all";
-  if (one_reads_all) {
-    report.memory_bytes_per_s =
-        MeasureReadBandwidth(rank->pool(), kBandwidthBytes);
+  report.num_wrong = lock_step.num_wrong();
+  if (transport.rank() == Rank{0}) {
+    Complete(options, model, *rank, prefill, decode, report);
+    (options.json ? PrintJson : PrintTable)(options, *rank, report);
   }
-  (options.json ? PrintJson : PrintTable)(options, *rank, report);
-  return absl::OkStatus();
+  return report.num_wrong == 0
+             ? absl::OkStatus()
+             : absl::InternalError("a round gave other logits than the first");
 }
 
 absl::Status RunBenchModel(BenchModelOptions options) {

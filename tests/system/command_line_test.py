@@ -149,12 +149,13 @@ class CommandLineTest(unittest.TestCase):
             figures = json.loads(run(arguments + extra + ["--json"]).stdout)
             self.assertEqual(figures["ranks"], ranks)
             self.assertEqual(figures["threads"], 1)
+            self.assertEqual(figures["wrong"], 0)
             for phase in ("prefill", "decode"):
                 rates = figures[f"{phase}_tokens_per_s"]
                 self.assertGreater(rates["min"], 0)
                 self.assertLessEqual(rates["min"], rates["median"])
                 self.assertLessEqual(rates["median"], rates["max"])
-        self.assertRegex(run(arguments).stdout, r"prefill tok/s")
+        self.assertRegex(run(arguments).stdout, r"prefill tok/s.*#wrong")
 
     def test_bench_exchange_is_right_for_every_routing(self):
         small = ["--tokens", "0", "33", "--hidden", "64", "--iterations", "3",
