@@ -1,12 +1,27 @@
 #include "comm/exchange_options.h"
 
 #include <algorithm>
+#include <iterator>
 
 #include "absl/strings/str_cat.h"
 #include "comm/message.h"
+#include "runtime/base/fp16.h"
 #include "runtime/base/status_macros.h"
 
 namespace portolan {
+namespace {
+
+// Of one token of each rank, in all buffers of a rank.
+int64_t TokenBytes(const ExchangeOptions& options, int world_size) {
+  const int64_t results =
+      options.top_k * options.hidden * static_cast<int64_t>(sizeof(float));
+  const int64_t in = world_size * (options.row_bytes + results);
+  const int64_t out =
+      std::min(world_size, options.top_k) * options.row_bytes + results;
+  return world_size == 1 ? results : in + out;
+}
+
+}  // namespace
 
 absl::string_view ToString(ExchangePhase phase) {
   switch (phase) {
@@ -49,14 +64,19 @@ absl::Status ExchangeOptions::Validate() const {
 }
 
 int32_t RoundTokens(const ExchangeOptions& options, int world_size) {
-  const int64_t results =
-      options.top_k * options.hidden * static_cast<int64_t>(sizeof(float));
-  const int64_t in = world_size * (options.row_bytes + results);
-  const int64_t out =
-      std::min(world_size, options.top_k) * options.row_bytes + results;
-  const int64_t per_token = world_size == 1 ? results : in + out;
-  return static_cast<int32_t>(std::min<int64_t>(
-      options.buffer_bytes / per_token, options.max_round_tokens));
+  return static_cast<int32_t>(
+      std::min<int64_t>(options.buffer_bytes / TokenBytes(options, world_size),
+                        options.max_round_tokens));
+}
+
+int64_t MostBufferBytes(const ExchangeOptions& options, int world_size) {
+  const int64_t tokens = RoundTokens(options, world_size);
+  const int64_t hints =
+      (std::ssize(options.hint_distances) + options.step_hint_layers) *
+      options.num_experts * static_cast<int64_t>(sizeof(Fp16));
+  const int64_t message = sizeof(MessageHeader) + sizeof(StepFields) + hints +
+                          tokens * options.top_k * 12 + options.eager_bytes;
+  return tokens * TokenBytes(options, world_size) + 2 * world_size * message;
 }
 
 }  // namespace portolan

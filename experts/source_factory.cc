@@ -5,6 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "experts/checkpoint_format.h"
 #include "experts/file_expert_source.h"
+#include "experts/host_source.h"
 #include "experts/steady_now.h"
 #include "experts/throttled_source.h"
 #include "runtime/base/status_macros.h"
@@ -44,6 +45,14 @@ absl::StatusOr<ChosenSource> MakeExpertSource(
                             MakeFileReader(options.reader, options.depth));
   chosen.source =
       std::make_unique<FileExpertSource>(std::move(format), std::move(reader));
+  if (options.host_memory) {
+    const std::unique_ptr<ChunkedSource> files = std::move(chosen.source);
+    PORTOLAN_ASSIGN_OR_RETURN(
+        chosen.source,
+        HostSource::Load(*files, owned,
+                         static_cast<size_t>(identity.slot_bytes),
+                         [](int64_t, int64_t) {}));
+  }
   if (options.link) {
     chosen.source = std::make_unique<ThrottledSource>(
         std::move(chosen.source), *options.link, identity.slot_bytes, SteadyNow,

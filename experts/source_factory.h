@@ -23,6 +23,8 @@ struct ExpertSourceOptions {
   // Chunks under way: four of half a MiB keep an NVMe device busy.
   int depth = 4;
   std::optional<LinkSpec> link = {};  // --expert-link: throttled
+  // --expert-source host: all experts are loaded into host memory first.
+  bool host_memory = false;
 };
 
 struct ChosenSource {
@@ -32,10 +34,11 @@ struct ChosenSource {
 };
 
 // The source that a rank's experts come from: a fresh expert pack if there is
-// one (FindPack), else the checkpoint, throttled if a link is given.
-// `extents_of` says where an expert lies in the checkpoint.
-// Errors: those of CheckpointFormat::Open() and MakeFileReader(). A stale or
-// damaged pack is a notice.
+// one (FindPack), else the checkpoint, or a copy of either in host memory;
+// throttled if a link is given. `extents_of` says where an expert lies in the
+// checkpoint.
+// Errors: those of CheckpointFormat::Open(), MakeFileReader() and
+// HostSource::Load(). A stale or damaged pack is a notice.
 absl::StatusOr<ChosenSource> MakeExpertSource(
     const ExpertSourceOptions& options, const PackIdentity& identity,
     std::span<const ExpertId> owned,

@@ -62,40 +62,30 @@ struct Round {
 
 // The sequences of one rank, driven in lock-step with the other ranks: first
 // all prompts, then one token a step for each. Greedy sampling is not part of
-// the figures; the tokens are random, with a fixed seed.
+// the figures; the tokens are random, with a fixed seed. They are the same
+// in every round, unless somebody predicts, who would know them.
 class LockStep {
  public:
   LockStep(const BenchModelOptions& options, const Model& model,
            RankRuntime& rank, int rank_index)
       : options_(options),
+        vocab_(static_cast<uint64_t>(model.config.vocab_size)),
         rank_(rank),
-        sequences_(static_cast<size_t>(options.job.batch)) {
-    const auto vocab = static_cast<uint64_t>(model.config.vocab_size);
-    uint64_t counter = 0;
-    for (Sequence& sequence : sequences_) {
-      sequence.tokens.resize(
-          static_cast<size_t>(options.prompt_tokens + options.generate));
-      for (int32_t& token : sequence.tokens) {
-        token = static_cast<int32_t>(
-            Philox4x32(static_cast<uint64_t>(rank_index),
-                       {static_cast<uint32_t>(counter++), 0, 0, 0})[0] %
-            vocab);
-      }
-    }
-  }
+        rank_index_(static_cast<uint64_t>(rank_index)),
+        sequences_(static_cast<size_t>(options.job.batch)) {}
 
   absl::StatusOr<Round> Run() {
+    if (sequences_[0].tokens.empty() || rank_.observer() != nullptr) {
+      DrawTokens();
+    }
     Round round;
     PORTOLAN_ASSIGN_OR_RETURN(
         round.prefill,
         Measure(options_.prompt_tokens, [this] { return Prefill(); }));
     PORTOLAN_ASSIGN_OR_RETURN(
         round.decode, Measure(options_.generate, [this] { return Decode(); }));
-    CheckLogits();
-    for (Sequence& sequence : sequences_) {
-      rank_.kv().Release(sequence.pages);
-      sequence.computed = 0;
-    }
+    if (rank_.observer() == nullptr) CheckLogits();
+    EndSequences();
     return round;
   }
 
@@ -104,10 +94,35 @@ class LockStep {
 
  private:
   struct Sequence {
+    int64_t id = 0;
     std::vector<int32_t> tokens;
     std::vector<int32_t> pages;
     int64_t computed = 0;
   };
+
+  void DrawTokens() {
+    for (Sequence& sequence : sequences_) {
+      sequence.id = next_id_++;
+      sequence.tokens.resize(
+          static_cast<size_t>(options_.prompt_tokens + options_.generate));
+      for (int32_t& token : sequence.tokens) {
+        token = static_cast<int32_t>(
+            Philox4x32(rank_index_,
+                       {static_cast<uint32_t>(num_drawn_++), 0, 0, 0})[0] %
+            vocab_);
+      }
+    }
+  }
+
+  void EndSequences() {
+    for (Sequence& sequence : sequences_) {
+      rank_.kv().Release(sequence.pages);
+      sequence.computed = 0;
+      if (rank_.observer() != nullptr) {
+        rank_.observer()->OnSequenceEnd(sequence.id);
+      }
+    }
+  }
 
   // `tokens`: of each sequence.
   absl::StatusOr<PhaseFigures> Measure(
@@ -167,7 +182,8 @@ class LockStep {
     const int64_t end = sequence.computed + count;
     PORTOLAN_CHECK(rank_.kv().Grow(sequence.pages, end));
     step_.push_back(
-        {.tokens = std::span<const int32_t>(sequence.tokens)
+        {.id = sequence.id,
+         .tokens = std::span<const int32_t>(sequence.tokens)
                        .subspan(static_cast<size_t>(sequence.computed),
                                 static_cast<size_t>(count)),
          .first_position = sequence.computed,
@@ -187,9 +203,14 @@ class LockStep {
     StepRecord record;
     record.has_work = true;
     record.rows_planned = rank_.forward().num_tokens();
-    PORTOLAN_RETURN_IF_ERROR(rank_.exchange().BeginStep(record).status());
+    ForwardObserver* const observer = rank_.observer();
+    std::span<const Fp16> hints;
+    if (observer != nullptr) hints = observer->step_hints();
+    PORTOLAN_RETURN_IF_ERROR(
+        rank_.exchange().BeginStep(record, hints).status());
     PORTOLAN_ASSIGN_OR_RETURN(logits_,
                               rank_.forward().Run(record.rows_planned));
+    if (observer != nullptr) observer->OnStepEnd();
     return absl::OkStatus();
   }
 
@@ -209,7 +230,11 @@ class LockStep {
   }
 
   const BenchModelOptions& options_;
+  const uint64_t vocab_;
   RankRuntime& rank_;
+  const uint64_t rank_index_;
+  int64_t next_id_ = 0;
+  uint64_t num_drawn_ = 0;
   std::vector<Sequence> sequences_;
   std::vector<ForwardSequence> step_;
   int64_t num_steps_ = 0;
@@ -327,6 +352,8 @@ void PrintJson(const BenchModelOptions& options, const RankRuntime& rank,
       {"prefill_tokens_per_s", spread(report.prefill)},
       {"decode_tokens_per_s", spread(report.decode)},
       {"wrong", report.num_wrong},
+      {"expert_memory_bytes", rank.expert_memory_bytes()},
+      {"expert_source", rank.expert_source()},
       {"disk_bytes_per_token", report.last.decode.disk_bytes_per_token},
       {"peak_memory_bytes", report.peak_memory_bytes},
       {"weight_bytes_per_token", report.bytes_per_token},

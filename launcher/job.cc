@@ -2,12 +2,16 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <numeric>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "comm/local_world.h"
 #include "comm/mpi_session.h"
 #include "launcher/console.h"
+#include "launcher/memory_plan.h"
+#include "runtime/base/memory_available.h"
 #include "runtime/base/status_macros.h"
 #include "runtime/model/checkpoint/fingerprint.h"
 #include "runtime/serving/collectives.h"
@@ -15,19 +19,8 @@
 namespace portolan {
 namespace {
 
-absl::StatusOr<Model> LoadModel(const JobOptions& options, bool silent) {
-  PORTOLAN_ASSIGN_OR_RETURN(ModelConfig config,
-                            LoadModelConfig(options.model_dir));
-  PORTOLAN_ASSIGN_OR_RETURN(std::unique_ptr<Checkpoint> checkpoint,
-                            Checkpoint::Open(options.model_dir));
-  PORTOLAN_ASSIGN_OR_RETURN(ExpertTensors experts,
-                            ExpertTensors::Find(config, *checkpoint));
-  Model model{.config = std::move(config),
-              .checkpoint = std::move(checkpoint),
-              .experts = std::move(experts),
-              .weights = {},
-              .tokenizer = nullptr,
-              .fingerprint = 0};
+// What OpenModel() leaves out.
+absl::Status LoadModel(const JobOptions& options, bool silent, Model& model) {
   if (options.needs_tokenizer) {
     PORTOLAN_ASSIGN_OR_RETURN(model.tokenizer,
                               Tokenizer::Load(options.model_dir));
@@ -45,12 +38,33 @@ absl::StatusOr<Model> LoadModel(const JobOptions& options, bool silent) {
               std::fprintf(stderr, "notice: %s\n", text.c_str());
             }
           }));
-  return model;
+  return absl::OkStatus();
 }
 
-}  // namespace
+// Refuses, before the wait for the weights, ranks that do not fit together into
+// the memory of their host: these of `world_size`.
+absl::Status CheckMemory(const JobOptions& options, const Model& model,
+                         std::span<const int> ranks, int world_size,
+                         bool processes) {
+  std::vector<RankMemory> memory;
+  for (const int rank : ranks) {
+    PORTOLAN_ASSIGN_OR_RETURN(memory.emplace_back(),
+                              PlanRankMemory(options, model, rank, world_size));
+  }
+  return CheckFits(options, memory, processes,
+                   options.memory_available > 0 ? options.memory_available
+                                                : AvailableMemory());
+}
 
-namespace {
+std::vector<int> RanksOfThisHost(const Transport& transport) {
+  std::vector<int> ranks;
+  for (int rank = 0; rank < transport.world_size(); ++rank) {
+    if (transport.host(Rank{rank}) == transport.host(transport.rank())) {
+      ranks.push_back(rank);
+    }
+  }
+  return ranks;
+}
 
 absl::Status RunProcess(const WorldOptions& options, RankBody body) {
   MpiSessionOptions mpi;
@@ -70,16 +84,36 @@ absl::Status RunProcess(const WorldOptions& options, RankBody body) {
 // Every process reads the model for itself; one that cannot tells the others.
 absl::Status RunJobProcess(const JobOptions& options, JobBody body) {
   return RunProcess(options, [&](Transport& transport) -> absl::Status {
-    const absl::StatusOr<Model> model =
-        LoadModel(options, /*silent=*/transport.rank() != Rank{0});
-    PORTOLAN_RETURN_IF_ERROR(
-        AgreeOnStatus(transport, model.status(), kStartTimeout));
+    absl::StatusOr<Model> model = OpenModel(options.model_dir);
+    absl::Status status = model.status();
+    if (status.ok()) {
+      status = CheckMemory(options, *model, RanksOfThisHost(transport),
+                           transport.world_size(), /*processes=*/true);
+    }
+    // Nobody takes memory before all have looked how much there is.
+    PORTOLAN_RETURN_IF_ERROR(AgreeOnStatus(transport, status, kStartTimeout));
+    status = LoadModel(options, /*silent=*/transport.rank() != Rank{0}, *model);
+    PORTOLAN_RETURN_IF_ERROR(AgreeOnStatus(transport, status, kStartTimeout));
     return body(*model,
                 [&](RankBody rank_body) { return rank_body(transport); });
   });
 }
 
 }  // namespace
+
+absl::StatusOr<Model> OpenModel(const std::string& model_dir) {
+  PORTOLAN_ASSIGN_OR_RETURN(ModelConfig config, LoadModelConfig(model_dir));
+  PORTOLAN_ASSIGN_OR_RETURN(std::unique_ptr<Checkpoint> checkpoint,
+                            Checkpoint::Open(model_dir));
+  PORTOLAN_ASSIGN_OR_RETURN(ExpertTensors experts,
+                            ExpertTensors::Find(config, *checkpoint));
+  return Model{.config = std::move(config),
+               .checkpoint = std::move(checkpoint),
+               .experts = std::move(experts),
+               .weights = {},
+               .tokenizer = nullptr,
+               .fingerprint = 0};
+}
 
 absl::Status RunWorldOnly(const WorldOptions& options, RankBody body) {
   PORTOLAN_RETURN_IF_ERROR(options.Validate());
@@ -90,10 +124,15 @@ absl::Status RunWorldOnly(const WorldOptions& options, RankBody body) {
 absl::Status RunJob(const JobOptions& options, JobBody body) {
   PORTOLAN_RETURN_IF_ERROR(options.Validate());
   if (options.is_process()) return RunJobProcess(options, body);
-  PORTOLAN_ASSIGN_OR_RETURN(const Model model,
-                            LoadModel(options, /*silent=*/false));
+  const int world_size = std::max(1, options.ranks);
+  PORTOLAN_ASSIGN_OR_RETURN(Model model, OpenModel(options.model_dir));
+  std::vector<int> ranks(static_cast<size_t>(world_size));
+  std::iota(ranks.begin(), ranks.end(), 0);
+  PORTOLAN_RETURN_IF_ERROR(CheckMemory(options, model, ranks, world_size,
+                                       /*processes=*/false));
+  PORTOLAN_RETURN_IF_ERROR(LoadModel(options, /*silent=*/false, model));
   return body(model, [&](RankBody rank_body) {
-    return RunLocalWorld(std::max(1, options.ranks), rank_body);
+    return RunLocalWorld(world_size, rank_body);
   });
 }
 

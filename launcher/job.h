@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <string>
 
 #include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
@@ -29,6 +30,11 @@ struct Model {
   uint64_t fingerprint = 0;
 };
 
+// The model as config.json and the tensors' headers tell it: without weights,
+// tokenizer and fingerprint. Errors: as LoadModelConfig(), Checkpoint::Open()
+// and ExpertTensors::Find().
+absl::StatusOr<Model> OpenModel(const std::string& model_dir);
+
 using RankBody = absl::FunctionRef<absl::Status(Transport&)>;
 using RunWorld = absl::FunctionRef<absl::Status(RankBody)>;
 using JobBody = absl::FunctionRef<absl::Status(const Model&, RunWorld)>;
@@ -38,9 +44,10 @@ absl::Status RunWorldOnly(const WorldOptions& options, RankBody body);
 
 // Starts the world that the options and the environment ask for (threads, or
 // MPI under mpirun and srun), reads what ranks share, and runs `body` once per
-// process; it calls its RunWorld once, which runs a rank's body on every rank
-// of this process. Under MPI an error ends the process here, with its exit
-// code.
+// process; it calls its RunWorld once (as threads, as often as it likes), which
+// runs a rank's body on every rank of this process. Ranks that would not fit
+// into this host's memory are refused before anything is loaded. Under MPI an
+// error ends the process here, with its exit code.
 absl::Status RunJob(const JobOptions& options, JobBody body);
 
 }  // namespace portolan

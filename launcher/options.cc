@@ -52,7 +52,8 @@ void AddChoices(CLI::App& command, JobOptions& options) {
 void AddSizes(CLI::App& command, JobOptions& options) {
   AddFlag(command, "--expert-memory", options.expert_memory,
           "Memory for experts of one rank: bytes (512MiB), a share of its own "
-          "experts (25%) or all");
+          "experts (25%), or all, which is refused if memory is short (see "
+          "`portolan plan`)");
   AddFlag(
       command, "--policy", options.policy,
       "Which experts to keep and to read ahead (see `portolan replay --help`)");
@@ -63,6 +64,17 @@ void AddSizes(CLI::App& command, JobOptions& options) {
       command, "--expert-link", options.expert_link,
       "Load experts no faster than BANDWIDTH,LATENCY, such as 1GB/s,50us: for "
       "repeatable experiments");
+  WithEnvironment(
+      command
+          .add_option_function<std::string>(
+              "--expert-source",
+              [&options](const std::string& source) {
+                options.experts_in_host_memory = source == "host";
+              },
+              "Where experts wait: files (default), or host: all of them in "
+              "host memory beside --expert-memory, to try links at leisure")
+          ->check(CLI::IsMember({"files", "host"})),
+      "--expert-source");
   AddFlag(command, "--pack-dir", options.pack_dir,
           "Directory of the expert pack (default: the model's, if it has one)");
   AddFlag(command, "--history", options.history_file,
@@ -96,6 +108,11 @@ void AddSizes(CLI::App& command, JobOptions& options) {
       [&options](int64_t bytes) { options.exchange_memory_bytes = bytes; },
       "Memory for exchange buffers of one rank; more tokens than fit travel in "
       "rounds (default: 256MiB)");
+  AddParsedFlag<int64_t>(
+      command, "--memory-available", parse,
+      [&options](int64_t bytes) { options.memory_available = bytes; },
+      "Memory that all ranks of a host may take (default: what machine and "
+      "cgroup leave)");
 }
 
 // For the system tests; not shown by --help.

@@ -45,20 +45,22 @@ struct JobOptions : WorldOptions {
   int threads = 0;  // of each rank; 0: an even share of the node's CPUs
   CombineMode combine = CombineMode::kExact;
   ActivationDtype activations = ActivationDtype::kBf16;
-  std::optional<CpuPath> cpu_path;    // default: the best this CPU has
-  std::string expert_memory = "all";  // bytes, percent or "all"
-  std::string policy = "adaptive";    // of expert loads; see policies.h
-  int32_t prefetch_distance = 3;      // layers that hints reach ahead
-  std::string expert_link;            // "1GB/s,50us": loads no faster
-  std::string pack_dir;               // of the expert pack; beside the model
-  std::string history_file;           // read at the start, written at the end
-  std::string trace_file;             // written; see trace.h
-  std::string profile_file;           // written; see profile.h
-  int32_t batch = 8;                  // sequences decoded together, per rank
-  int64_t tokens_per_step = 512;      // of one rank
-  int64_t kv_memory_bytes = 0;        // of one rank; 0: as the batch needs
-  bool share_prefixes = true;         // reuse KV pages of equal beginnings
+  std::optional<CpuPath> cpu_path;      // default: the best this CPU has
+  std::string expert_memory = "all";    // bytes, percent or "all"
+  std::string policy = "adaptive";      // of expert loads; see policies.h
+  int32_t prefetch_distance = 3;        // layers that hints reach ahead
+  std::string expert_link;              // "1GB/s,50us": loads no faster
+  std::string pack_dir;                 // of the expert pack; beside the model
+  bool experts_in_host_memory = false;  // all, as a tier behind the slots
+  std::string history_file;             // read at the start, written at the end
+  std::string trace_file;               // written; see trace.h
+  std::string profile_file;             // written; see profile.h
+  int32_t batch = 8;                    // sequences decoded together, per rank
+  int64_t tokens_per_step = 512;        // of one rank
+  int64_t kv_memory_bytes = 0;          // of one rank; 0: as the batch needs
+  bool share_prefixes = true;           // reuse KV pages of equal beginnings
   int64_t exchange_memory_bytes = 256 << 20;
+  int64_t memory_available = 0;  // to this host's ranks; 0: as it says
   double step_timeout_s = 120;
 
   // Set by the subcommands, not by flags.

@@ -8,6 +8,8 @@
 #include "launcher/serve.h"
 #endif
 #include "launcher/generate.h"
+#include "launcher/pack.h"
+#include "launcher/plan.h"
 #include "launcher/replay.h"
 #include "launcher/usage.h"
 #include "launcher/version.h"
@@ -28,6 +30,8 @@ int main(int argc, char** argv) {
 
   int exit_code = portolan::kExitDone;
   portolan::AddGenerateCommand(app, exit_code);
+  portolan::AddPackCommand(app, exit_code);
+  portolan::AddPlanCommand(app, exit_code);
   portolan::AddReplayCommand(app, exit_code);
   portolan::AddBenchCommand(app, exit_code);
 #ifdef PORTOLAN_GRPC

@@ -2,12 +2,15 @@
 
 #include <algorithm>
 #include <fstream>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <numeric>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "experts/replay_report.h"
 #include "runtime/base/status_macros.h"
 #include "runtime/serving/collectives.h"
 
@@ -16,23 +19,38 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
+Json PredictionsOf(const RankRuntime& rank) {
+  Json list = Json::array();
+  for (const PredictionMetrics& p : rank.predictions()) {
+    list.push_back({{"source", p.source},
+                    {"distance", p.distance},
+                    {"predicted", p.predicted},
+                    {"needed", p.needed},
+                    {"correct", p.correct}});
+  }
+  return list;
+}
+
 Json RankFigures(const RankRuntime& rank, const Transport& transport) {
   const ExpertMetrics experts = rank.expert_metrics();
+  const ExpertCache::Counters cache = rank.expert_counters();
   const TransportStats traffic = transport.stats();
   return {{"rank", ToIndex(transport.rank())},
           {"host", std::string(transport.host(transport.rank()))},
           {"threads", rank.num_threads()},
+          {"source", rank.expert_source()},
           {"expert_memory_bytes", rank.expert_memory_bytes()},
-          {"expert_bytes_at_start", rank.expert_bytes_at_start()},
+          {"expert_memory_peak_bytes", cache.occupied_bytes_peak},
+          {"staging_bytes", rank.staging_bytes()},
+          {"expert_bytes_at_start", cache.start_logical_bytes},
           {"hits", experts.hits},
           {"late", experts.late},
           {"misses", experts.misses},
           {"stall_s", absl::ToDoubleSeconds(experts.stall)},
-          {"bytes",
-           {{"demand", experts.demand_bytes},
-            {"prefetch_used", experts.prefetch_used_bytes},
-            {"prefetch_wasted", experts.prefetch_wasted_bytes},
-            {"prefetch_resident", experts.prefetch_resident_bytes}}},
+          {"bytes", ToJson(experts)["bytes"]},
+          {"retries", cache.retries},
+          {"failed_prefetches", cache.failed_speculative},
+          {"predictions", PredictionsOf(rank)},
           {"tokens", rank.engine().counters().generated_tokens},
           {"prompt_tokens", rank.engine().counters().prompt_tokens},
           {"cached_prompt_tokens", rank.engine().counters().prefix_hits},
@@ -61,6 +79,29 @@ double Imbalance(const std::vector<Json>& ranks) {
   return counted == 0 ? 1 : sum / static_cast<double>(counted);
 }
 
+// By source and distance, all ranks together.
+Json MergedPredictions(const std::vector<Json>& ranks) {
+  std::map<std::pair<std::string, int32_t>, PredictionMetrics> merged;
+  for (const Json& rank : ranks) {
+    for (const Json& p : rank["predictions"]) {
+      PredictionMetrics& sum = merged[{p["source"], p["distance"]}];
+      sum.predicted += p["predicted"].get<int64_t>();
+      sum.needed += p["needed"].get<int64_t>();
+      sum.correct += p["correct"].get<int64_t>();
+    }
+  }
+  Json list = Json::array();
+  for (const auto& [key, sum] : merged) {
+    list.push_back({{"source", key.first},
+                    {"distance", key.second},
+                    {"precision", sum.Precision()},
+                    {"recall", sum.Recall()},
+                    {"predicted", sum.predicted},
+                    {"needed", sum.needed}});
+  }
+  return list;
+}
+
 template <typename T>
 T Sum(const std::vector<Json>& ranks, const Json::json_pointer& field) {
   return std::accumulate(
@@ -68,33 +109,44 @@ T Sum(const std::vector<Json>& ranks, const Json::json_pointer& field) {
       [&](T sum, const Json& rank) { return sum + rank[field].get<T>(); });
 }
 
+double HitRate(int64_t hits, int64_t late, int64_t misses) {
+  return ExpertMetrics{.hits = hits, .late = late, .misses = misses}.HitRate();
+}
+
 Json Summary(const RankRuntime& rank, const RunFigures& figures,
              const std::vector<Json>& ranks) {
   const auto total = [&](const char* field) {
     return Sum<int64_t>(ranks, Json::json_pointer(field));
   };
-  return {{"ranks", ranks.size()},
-          {"policy", std::string(rank.policy_name())},
-          {"expert_memory_bytes", total("/expert_memory_bytes")},
-          {"expert_bytes_at_start", total("/expert_bytes_at_start")},
-          {"hits", total("/hits")},
-          {"late", total("/late")},
-          {"misses", total("/misses")},
-          {"stall_s", Sum<double>(ranks, Json::json_pointer("/stall_s"))},
-          {"bytes",
-           {{"demand", total("/bytes/demand")},
-            {"prefetch_used", total("/bytes/prefetch_used")},
-            {"prefetch_wasted", total("/bytes/prefetch_wasted")},
-            {"prefetch_resident", total("/bytes/prefetch_resident")}}},
-          {"tokens", total("/tokens")},
-          {"prompt_tokens", total("/prompt_tokens")},
-          {"cached_prompt_tokens", total("/cached_prompt_tokens")},
-          {"steps", figures.steps},
-          {"seconds", figures.seconds},
-          {"imbalance", Imbalance(ranks)},
-          {"messages_sent", total("/messages_sent")},
-          {"bytes_sent", total("/bytes_sent")},
-          {"per_rank", ranks}};
+  return {
+      {"ranks", ranks.size()},
+      {"policy", std::string(rank.policy_name())},
+      {"expert_memory_bytes", total("/expert_memory_bytes")},
+      {"expert_memory_peak_bytes", total("/expert_memory_peak_bytes")},
+      {"staging_bytes", total("/staging_bytes")},
+      {"expert_bytes_at_start", total("/expert_bytes_at_start")},
+      {"hits", total("/hits")},
+      {"late", total("/late")},
+      {"misses", total("/misses")},
+      {"hit_rate", HitRate(total("/hits"), total("/late"), total("/misses"))},
+      {"stall_s", Sum<double>(ranks, Json::json_pointer("/stall_s"))},
+      {"bytes",
+       {{"demand", total("/bytes/demand")},
+        {"prefetch_used", total("/bytes/prefetch_used")},
+        {"prefetch_wasted", total("/bytes/prefetch_wasted")},
+        {"prefetch_resident", total("/bytes/prefetch_resident")}}},
+      {"retries", total("/retries")},
+      {"failed_prefetches", total("/failed_prefetches")},
+      {"predictions", MergedPredictions(ranks)},
+      {"tokens", total("/tokens")},
+      {"prompt_tokens", total("/prompt_tokens")},
+      {"cached_prompt_tokens", total("/cached_prompt_tokens")},
+      {"steps", figures.steps},
+      {"seconds", figures.seconds},
+      {"imbalance", Imbalance(ranks)},
+      {"messages_sent", total("/messages_sent")},
+      {"bytes_sent", total("/bytes_sent")},
+      {"per_rank", ranks}};
 }
 
 }  // namespace

@@ -12,6 +12,7 @@
 #include "experts/source_factory.h"
 #include "launcher/console.h"
 #include "launcher/fault.h"
+#include "launcher/memory_plan.h"
 #include "runtime/base/cpu_topology.h"
 #include "runtime/base/status_macros.h"
 #include "runtime/serving/collectives.h"
@@ -35,19 +36,6 @@ LocalPlace PlaceOnHost(const Transport& transport) {
   return place;
 }
 
-// Contiguous blocks of experts, sizes as equal as they can be.
-OwnerTable ContiguousOwners(const ModelConfig& config, int world_size) {
-  std::vector<Rank> layer(static_cast<size_t>(config.num_experts));
-  for (int32_t rank = 0; rank < world_size; ++rank) {
-    const int32_t first =
-        FirstOwnedExpert(rank, world_size, config.num_experts);
-    const int32_t end =
-        FirstOwnedExpert(rank + 1, world_size, config.num_experts);
-    std::fill(layer.begin() + first, layer.begin() + end, Rank{rank});
-  }
-  return OwnerTable(static_cast<size_t>(config.num_layers), layer);
-}
-
 // What two ranks must share to compute together (contracts: numerics id): the
 // order of accumulation, dtypes, weight format and model.
 uint64_t NumericsId(const JobOptions& options, const Model& model, Rank rank) {
@@ -60,7 +48,14 @@ uint64_t NumericsId(const JobOptions& options, const Model& model, Rank rank) {
   return Hash64(std::as_bytes(std::span(text)));
 }
 
-// A pack fits the model and the format of its records.
+// `path`, or where there are several ranks one file for each of them.
+std::string FileOfRank(const std::string& path, const Transport& transport) {
+  if (transport.world_size() == 1) return path;
+  return absl::StrCat(path, ".", ToIndex(transport.rank()));
+}
+
+}  // namespace
+
 PackIdentity PackIdentityOf(const Model& model) {
   return {.fingerprint = model.fingerprint,
           .numerics = "order 1, bf16",
@@ -69,39 +64,6 @@ PackIdentity PackIdentityOf(const Model& model) {
           .shape = model.experts.shape(),
           .slot_bytes = ExpertSlotBytes(model.experts.shape())};
 }
-
-// Room for --batch sequences of the model's whole context, or of 4096 positions
-// where the context is longer; at least for one whole context.
-// Errors: kInvalidArgument naming the minimum.
-absl::StatusOr<int32_t> NumKvPages(const JobOptions& options,
-                                   const ModelConfig& config,
-                                   int64_t page_bytes) {
-  if (options.kv_memory_bytes > 0) {
-    const int64_t bytes = page_bytes * config.num_layers;
-    const int64_t pages = options.kv_memory_bytes / bytes;
-    if (pages >= 1) return static_cast<int32_t>(pages);
-    return absl::InvalidArgumentError(absl::StrCat(
-        "--kv-memory ", options.kv_memory_bytes, " holds no page of ",
-        kPageTokens, " tokens; write ", bytes, " or more"));
-  }
-  constexpr int64_t kUsualContext = 4096;
-  const int64_t tokens =
-      options.kv_tokens > 0
-          ? options.kv_tokens
-          : std::max(
-                config.max_position,
-                options.batch * std::min(config.max_position, kUsualContext));
-  // A sequence may end inside a page.
-  return KvPagesFor(tokens) + options.batch;
-}
-
-// `path`, or where there are several ranks one file for each of them.
-std::string FileOfRank(const std::string& path, const Transport& transport) {
-  if (transport.world_size() == 1) return path;
-  return absl::StrCat(path, ".", ToIndex(transport.rank()));
-}
-
-}  // namespace
 
 absl::StatusOr<std::unique_ptr<RankRuntime>> RankRuntime::Create(
     const JobOptions& options, const Model& model, Transport& transport,
@@ -151,12 +113,7 @@ void RankRuntime::WireThreads() {
 absl::Status RankRuntime::WireForesight() {
   PORTOLAN_RETURN_IF_ERROR(CheckPolicyName(options_.policy));
   const ModelConfig& config = model_.config;
-  history_ = std::make_unique<History>(
-      HistoryShape{.num_layers = config.num_layers,
-                   .num_experts = config.num_experts,
-                   .top_k = config.top_k,
-                   .hidden = static_cast<int32_t>(config.hidden),
-                   .numerics_id = model_.fingerprint});
+  history_ = std::make_unique<History>(HistoryShapeOf(model_));
   if (!options_.history_file.empty()) {
     const absl::Status loaded = history_->Load(options_.history_file);
     if (!loaded.ok() && !absl::IsNotFound(loaded)) return loaded;
@@ -216,7 +173,8 @@ absl::Status RankRuntime::LoadResident(int64_t owned, int64_t expert_bytes) {
 absl::StatusOr<std::unique_ptr<ChunkedSource>> RankRuntime::OpenExpertSource(
     const PolicyShape& shape) {
   ExpertSourceOptions source{.model_dir = options_.model_dir,
-                             .pack_dir = options_.pack_dir};
+                             .pack_dir = options_.pack_dir,
+                             .host_memory = options_.experts_in_host_memory};
   if (!options_.expert_link.empty()) {
     PORTOLAN_ASSIGN_OR_RETURN(source.link, ParseLinkSpec(options_.expert_link));
   }
@@ -276,6 +234,11 @@ absl::Status RankRuntime::SaveProfile() const {
                               ToIndex(transport_.rank()));
 }
 
+std::vector<PredictionMetrics> RankRuntime::predictions() const {
+  if (foresight_ == nullptr) return {};
+  return foresight_->predictor().metrics();
+}
+
 absl::Status RankRuntime::SaveHistory() const {
   if (options_.history_file.empty() || transport_.rank() != Rank{0}) {
     return absl::OkStatus();
@@ -307,20 +270,11 @@ uint64_t RankRuntime::numerics_id() const {
 
 absl::Status RankRuntime::WireExchange() {
   const ModelConfig& config = model_.config;
-  ExchangeOptions exchange;
-  exchange.num_layers = config.num_layers;
-  exchange.num_experts = config.num_experts;
-  exchange.top_k = config.top_k;
-  exchange.row_bytes =
-      PaddedCols(config.hidden) * BytesOf(options_.activations);
-  exchange.hidden = config.hidden;
-  exchange.combine = options_.combine;
-  exchange.buffer_bytes = options_.exchange_memory_bytes;
+  ExchangeOptions exchange = ExchangeOptionsOf(options_, config);
   exchange.numerics_id = numerics_id();
   exchange.model_fingerprint = model_.fingerprint;
   exchange.step_timeout = absl::Seconds(options_.step_timeout_s);
   exchange.profile = profile();
-  exchange.max_round_tokens = static_cast<int32_t>(options_.tokens_per_step);
   MoeLayer::Hints hints;
   if (foresight_ != nullptr) {
     hints = {.merge = hint_merge_,
@@ -346,14 +300,12 @@ absl::Status RankRuntime::WireExchange() {
 
 absl::Status RankRuntime::WireEngine(TokenSink& sink) {
   const ModelConfig& config = model_.config;
-  const KvLayout layout{.num_kv_heads = config.num_kv_heads,
-                        .head_dim = config.head_dim,
-                        .dtype = options_.activations};
   PORTOLAN_ASSIGN_OR_RETURN(const int32_t num_pages,
-                            NumKvPages(options_, config, layout.PageBytes()));
-  const KvCache::Options kv{.num_layers = config.num_layers,
-                            .page_bytes = layout.PageBytes(),
-                            .num_pages = num_pages};
+                            NumKvPages(options_, config));
+  const KvCache::Options kv{
+      .num_layers = config.num_layers,
+      .page_bytes = KvLayoutOf(options_, config).PageBytes(),
+      .num_pages = num_pages};
   PORTOLAN_ASSIGN_OR_RETURN(KvCache cache, KvCache::Create(kv));
   kv_ = std::make_unique<KvCache>(std::move(cache));
   const ForwardPass::Options forward{

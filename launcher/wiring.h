@@ -11,6 +11,7 @@
 #include "comm/token_exchange.h"
 #include "experts/expert_cache.h"
 #include "experts/expert_ffn.h"
+#include "experts/expert_pack.h"
 #include "experts/history.h"
 #include "experts/policy.h"
 #include "launcher/job.h"
@@ -24,6 +25,9 @@
 #include "runtime/serving/engine.h"
 
 namespace portolan {
+
+// A pack of this identity fits the model and the format of its slots.
+PackIdentity PackIdentityOf(const Model& model);
 
 // One rank, wired: the parts list, each part outliving those below it.
 class RankRuntime {
@@ -60,9 +64,11 @@ class RankRuntime {
   // Of one expert in memory, padding included.
   int64_t expert_slot_bytes() const { return expert_slot_bytes_; }
   ThreadPool& pool() { return *pool_; }
-  int64_t expert_bytes_at_start() const {
-    return cache_->counters().start_logical_bytes;
-  }
+  int64_t staging_bytes() const { return cache_->staging_bytes(); }
+  ExpertCache::Counters expert_counters() const { return cache_->counters(); }
+  std::string expert_source() const { return cache_->source_name(); }
+  // Empty if the policy foretells nothing.
+  std::vector<PredictionMetrics> predictions() const;
   const std::string& policy_name() const { return options_.policy; }
   const History& history() const { return *history_; }
   CpuPath cpu_path() const { return kernels_->path(); }

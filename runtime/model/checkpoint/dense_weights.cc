@@ -23,15 +23,22 @@ constexpr int64_t kStagingBytes = 8 << 20;
 // Plans first (finds every tensor, takes the memory), then loads.
 class DenseLoader {
  public:
+  // `dry`: only counts the memory that it would take; no Run() follows.
   DenseLoader(const ModelConfig& config, const Checkpoint& checkpoint,
-              DenseWeights& weights)
-      : config_(config), checkpoint_(checkpoint), weights_(weights) {}
+              DenseWeights& weights, bool dry = false)
+      : config_(config),
+        checkpoint_(checkpoint),
+        weights_(weights),
+        dry_(dry) {}
 
   absl::Status Plan();
   absl::Status Run(DenseWeights::Progress progress);
 
   // Stored dtypes other than bf16: "F16, F32".
   std::string RoundedDtypes() const;
+
+  // Of all buffers that were asked for.
+  int64_t buffer_bytes() const { return buffer_bytes_; }
 
  private:
   struct Job {
@@ -64,6 +71,8 @@ class DenseLoader {
   const ModelConfig& config_;
   const Checkpoint& checkpoint_;
   DenseWeights& weights_;
+  const bool dry_;
+  int64_t buffer_bytes_ = 0;
   std::vector<Job> jobs_;
   AlignedBuffer staging_;
 };
@@ -308,6 +317,8 @@ absl::StatusOr<std::span<const Bf16>> DenseLoader::ReadElements(
 }
 
 absl::StatusOr<std::byte*> DenseLoader::NewBuffer(int64_t bytes) {
+  buffer_bytes_ += bytes;
+  if (dry_) return nullptr;
   PORTOLAN_ASSIGN_OR_RETURN(
       AlignedBuffer buffer,
       AlignedBuffer::Allocate(static_cast<size_t>(bytes)));
@@ -331,6 +342,14 @@ absl::StatusOr<DenseWeights> DenseWeights::Load(const ModelConfig& config,
   }
   PORTOLAN_RETURN_IF_ERROR(loader.Run(progress));
   return weights;
+}
+
+absl::StatusOr<int64_t> DenseWeights::BytesNeeded(
+    const ModelConfig& config, const Checkpoint& checkpoint) {
+  DenseWeights nothing;
+  DenseLoader loader(config, checkpoint, nothing, /*dry=*/true);
+  PORTOLAN_RETURN_IF_ERROR(loader.Plan());
+  return loader.buffer_bytes();
 }
 
 int64_t DenseWeights::bytes() const {

@@ -57,6 +57,12 @@ struct DenseWeights {
       Progress progress = [](int64_t, int64_t) {},
       Notice notice = [](const std::string&) {});
 
+  // What Load() would hold, from the tensors' headers: reads nothing. Vectors
+  // (norms, biases) are too small to count.
+  // Errors: as Checkpoint::Get().
+  static absl::StatusOr<int64_t> BytesNeeded(const ModelConfig& config,
+                                             const Checkpoint& checkpoint);
+
   // Of a token below vocab_size: [hidden].
   std::span<const Bf16> Embedding(int32_t token) const {
     return std::span<const Bf16>(embedding).subspan(

@@ -1,0 +1,233 @@
+#include "launcher/memory_plan.h"
+
+#include <algorithm>
+#include <numeric>
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "experts/checkpoint_format.h"
+#include "experts/expert_cache.h"
+#include "experts/expert_slot.h"
+#include "experts/replay.h"
+#include "runtime/base/status_macros.h"
+#include "runtime/base/units.h"
+#include "runtime/model/kv_cache.h"
+
+namespace portolan {
+namespace {
+
+// Code, libraries, thread stacks, tables by expert; measured at 40 MiB.
+constexpr int64_t kProgramBytes = 64 << 20;
+
+std::string Bytes(int64_t bytes) {
+  return FormatBytes(static_cast<uint64_t>(std::max<int64_t>(0, bytes)));
+}
+
+int64_t OwnedOfALayer(const ModelConfig& config, int rank, int world_size) {
+  return FirstOwnedExpert(rank + 1, world_size, config.num_experts) -
+         FirstOwnedExpert(rank, world_size, config.num_experts);
+}
+
+// The longest landing buffer of the rank's experts, for every load under way.
+int64_t StagingBytes(const Model& model, int rank, int world_size) {
+  const ModelConfig& config = model.config;
+  uint64_t longest = 0;
+  std::vector<std::string> files;
+  for (int32_t layer = 0; layer < config.num_layers; ++layer) {
+    if (!config.IsMoeLayer(layer)) continue;
+    for (int32_t expert =
+             FirstOwnedExpert(rank, world_size, config.num_experts);
+         expert < FirstOwnedExpert(rank + 1, world_size, config.num_experts);
+         ++expert) {
+      const ExpertReadPlan plan =
+          PlanExpertRead(model.experts.ExpertExtentsOf({layer, expert}), files);
+      longest = std::max(longest, plan.landing_bytes);
+    }
+  }
+  return ExpertCache::Options{}.staging_buffers *
+         static_cast<int64_t>(AlignUp(longest));
+}
+
+// Of ForwardPass and ExpertFfn: rows of f32 and of activations.
+int64_t WorkBytes(const JobOptions& options, const ModelConfig& config,
+                  int world_size) {
+  const int64_t act = BytesOf(options.activations);
+  const int64_t q = int64_t{config.num_heads} * config.head_dim;
+  const int64_t kv = int64_t{config.num_kv_heads} * config.head_dim;
+  const int64_t token = config.hidden * (5 * 4 + 3 * act) + q * (4 + 2 * act) +
+                        2 * kv * 4 + int64_t{config.num_experts} * 3 * 4;
+  const int64_t logit =
+      config.hidden * (4 + act) + config.vocab_size * int64_t{4};
+  const int64_t rows = std::max<int64_t>(options.batch, options.logit_rows);
+  const int64_t selections =
+      int64_t{RoundTokens(ExchangeOptionsOf(options, config), world_size)} *
+      config.top_k * world_size;
+  return options.tokens_per_step * token + rows * logit +
+         selections * (config.expert_intermediate * act + 8);
+}
+
+int64_t HistoryBytes(const HistoryShape& shape) {
+  const int64_t map = int64_t{shape.num_layers} * shape.num_experts;
+  const int64_t record = (shape.hidden + map + shape.num_layers) * int64_t{4};
+  return 2 * int64_t{shape.token_ids} * map +
+         (int64_t{shape.iterations} + shape.sequences) * record;
+}
+
+}  // namespace
+
+OwnerTable ContiguousOwners(const ModelConfig& config, int world_size) {
+  std::vector<Rank> layer(static_cast<size_t>(config.num_experts));
+  for (int32_t rank = 0; rank < world_size; ++rank) {
+    const int32_t first =
+        FirstOwnedExpert(rank, world_size, config.num_experts);
+    const int32_t end =
+        FirstOwnedExpert(rank + 1, world_size, config.num_experts);
+    std::fill(layer.begin() + first, layer.begin() + end, Rank{rank});
+  }
+  return OwnerTable(static_cast<size_t>(config.num_layers), layer);
+}
+
+KvLayout KvLayoutOf(const JobOptions& options, const ModelConfig& config) {
+  return {.num_kv_heads = config.num_kv_heads,
+          .head_dim = config.head_dim,
+          .dtype = options.activations};
+}
+
+absl::StatusOr<int32_t> NumKvPages(const JobOptions& options,
+                                   const ModelConfig& config) {
+  if (options.kv_memory_bytes > 0) {
+    const int64_t bytes =
+        KvLayoutOf(options, config).PageBytes() * config.num_layers;
+    const int64_t pages = options.kv_memory_bytes / bytes;
+    if (pages >= 1) return static_cast<int32_t>(pages);
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--kv-memory ", options.kv_memory_bytes, " holds no page of ",
+        kPageTokens, " tokens; write ", bytes, " or more"));
+  }
+  constexpr int64_t kUsualContext = 4096;
+  const int64_t tokens =
+      options.kv_tokens > 0
+          ? options.kv_tokens
+          : std::max(
+                config.max_position,
+                options.batch * std::min(config.max_position, kUsualContext));
+  // A sequence may end inside a page.
+  return KvPagesFor(tokens) + options.batch;
+}
+
+ExchangeOptions ExchangeOptionsOf(const JobOptions& options,
+                                  const ModelConfig& config) {
+  ExchangeOptions exchange;
+  exchange.num_layers = config.num_layers;
+  exchange.num_experts = config.num_experts;
+  exchange.top_k = config.top_k;
+  exchange.row_bytes = PaddedCols(config.hidden) * BytesOf(options.activations);
+  exchange.hidden = config.hidden;
+  exchange.combine = options.combine;
+  exchange.buffer_bytes = options.exchange_memory_bytes;
+  exchange.max_round_tokens = static_cast<int32_t>(options.tokens_per_step);
+  return exchange;
+}
+
+HistoryShape HistoryShapeOf(const Model& model) {
+  const ModelConfig& config = model.config;
+  return {
+      .num_layers = config.num_layers,
+      .num_experts = config.num_experts,
+      .top_k = config.top_k,
+      .hidden = static_cast<int32_t>(config.hidden),
+      .numerics_id = model.fingerprint,
+      .token_ids = TokenTableCapacity(config.num_layers, config.num_experts)};
+}
+
+int64_t RankMemory::other_bytes() const {
+  return staging_bytes + host_tier_bytes + dense_bytes + kv_bytes +
+         exchange_bytes + work_bytes + history_bytes + program_bytes;
+}
+
+absl::StatusOr<RankMemory> PlanRankMemory(const JobOptions& options,
+                                          const Model& model, int rank,
+                                          int world_size) {
+  const ModelConfig& config = model.config;
+  RankMemory memory;
+  memory.rank = rank;
+  memory.moe_layers = config.num_moe_layers();
+  PORTOLAN_ASSIGN_OR_RETURN(
+      memory.experts, PlanExpertMemory(options.expert_memory,
+                                       OwnedOfALayer(config, rank, world_size) *
+                                           memory.moe_layers,
+                                       ExpertSlotBytes(model.experts.shape())));
+  if (options.experts_in_host_memory) {
+    memory.host_tier_bytes =
+        memory.experts.owned_slots * memory.experts.slot_bytes;
+  } else {
+    memory.staging_bytes = StagingBytes(model, rank, world_size);
+  }
+  PORTOLAN_ASSIGN_OR_RETURN(
+      memory.dense_bytes, DenseWeights::BytesNeeded(config, *model.checkpoint));
+  const int64_t page_bytes =
+      KvLayoutOf(options, config).PageBytes() * config.num_layers;
+  memory.kv_bytes_per_token = page_bytes / kPageTokens;
+  PORTOLAN_ASSIGN_OR_RETURN(const int32_t kv_pages,
+                            NumKvPages(options, config));
+  memory.kv_bytes = kv_pages * page_bytes;
+  memory.exchange_bytes =
+      MostBufferBytes(ExchangeOptionsOf(options, config), world_size);
+  memory.work_bytes = WorkBytes(options, config, world_size);
+  memory.history_bytes = HistoryBytes(HistoryShapeOf(model));
+  memory.program_bytes = kProgramBytes;
+  return memory;
+}
+
+int64_t BytesTogether(std::span<const RankMemory> ranks, bool processes) {
+  int64_t bytes = 0;
+  for (const RankMemory& rank : ranks) bytes += rank.bytes();
+  if (processes || ranks.empty()) return bytes;
+  const auto others = static_cast<int64_t>(ranks.size()) - 1;
+  return bytes -
+         others * (ranks.front().dense_bytes + ranks.front().program_bytes);
+}
+
+int64_t SlotsThatFit(std::span<const RankMemory> ranks, bool processes,
+                     int64_t available) {
+  if (ranks.empty()) return 0;
+  int64_t slots = 0;
+  for (const RankMemory& rank : ranks) slots += rank.experts.bytes();
+  const int64_t others = BytesTogether(ranks, processes) - slots;
+  const int64_t slot_bytes = std::max<int64_t>(1, ranks[0].experts.slot_bytes);
+  if (available < others) return -1;
+  return (available - others) /
+         (slot_bytes * static_cast<int64_t>(ranks.size()));
+}
+
+absl::Status CheckFits(const JobOptions& options,
+                       std::span<const RankMemory> ranks, bool processes,
+                       int64_t available) {
+  const int64_t wanted = BytesTogether(ranks, processes);
+  if (options.expert_memory != "all" || wanted <= available) {
+    return absl::OkStatus();
+  }
+  int64_t minimum = 0;
+  int64_t owned_bytes = 0;
+  for (const RankMemory& rank : ranks) {
+    minimum = std::max(minimum, MinExpertSlots(rank.experts.owned_slots));
+    owned_bytes += rank.experts.owned_slots * rank.experts.slot_bytes;
+  }
+  const std::string problem = absl::StrCat(
+      "all experts do not fit: this host's ", ranks.size(), " rank(s) want ",
+      Bytes(wanted), " (experts ", Bytes(owned_bytes), "), ", Bytes(available),
+      " are available; ");
+  const int64_t slots = SlotsThatFit(ranks, processes, available);
+  if (slots < minimum) {
+    return absl::ResourceExhaustedError(absl::StrCat(
+        problem, "not even the ", minimum,
+        " expert slots that a rank needs fit beside the rest: lower --batch, "
+        "--kv-memory or --tokens-per-step, or use fewer ranks here"));
+  }
+  return absl::ResourceExhaustedError(absl::StrCat(
+      problem, "write --expert-memory ", slots * ranks[0].experts.slot_bytes,
+      " (", Bytes(slots * ranks[0].experts.slot_bytes),
+      ") or less; --expert-memory 100% insists"));
+}
+
+}  // namespace portolan

@@ -1,0 +1,242 @@
+#include "launcher/plan.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <numeric>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "CLI/CLI.hpp"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "experts/replay.h"
+#include "experts/replay_report.h"
+#include "launcher/console.h"
+#include "launcher/memory_plan.h"
+#include "launcher/options.h"
+#include "runtime/base/memory_available.h"
+#include "runtime/base/status_macros.h"
+#include "runtime/base/units.h"
+
+namespace portolan {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+struct PlanOptions {
+  JobOptions job;
+  int32_t ranks_per_host = 0;  // 0: all
+  bool json = false;
+};
+
+// What there is to print.
+struct Plan {
+  std::vector<RankMemory> ranks;
+  int32_t layers = 0;
+  int64_t kv_tokens = 0;      // of a rank
+  int64_t bytes_read = 0;     // of weights: none
+  int64_t available = 0;      // of a host
+  int64_t largest_slots = 0;  // of a rank, for the fullest host; < 0: none
+  int64_t host_bytes = 0;     // of the fullest host
+  std::optional<ReplayResult> replay;
+  std::string link;
+};
+
+absl::StatusOr<std::string> LinkOf(const PlanOptions& options,
+                                   const TraceHeader& header) {
+  if (!options.job.expert_link.empty()) return options.job.expert_link;
+  if (header.link_bytes_per_second > 0) {
+    return absl::StrFormat("%.0f/s,%gs", header.link_bytes_per_second,
+                           header.link_latency_s);
+  }
+  return absl::InvalidArgumentError(
+      "--trace needs a link to foretell the stall: the trace was recorded "
+      "without one, so add --expert-link, for example 1GB/s,50us");
+}
+
+absl::Status ReplayTrace(const PlanOptions& options, int num_ranks,
+                         Plan& plan) {
+  PORTOLAN_ASSIGN_OR_RETURN(const Trace trace,
+                            ReadTrace(options.job.trace_file));
+  PORTOLAN_ASSIGN_OR_RETURN(plan.link, LinkOf(options, trace.header));
+  ReplayOptions replay{.num_ranks = num_ranks,
+                       .expert_memory = options.job.expert_memory};
+  replay.policy.distance = options.job.prefetch_distance;
+  PORTOLAN_ASSIGN_OR_RETURN(replay.link, ParseLinkSpec(plan.link));
+  std::unique_ptr<History> history;
+  if (!options.job.history_file.empty()) {
+    history = std::make_unique<History>(HistoryShapeOf(trace.header));
+    PORTOLAN_RETURN_IF_ERROR(history->Load(options.job.history_file));
+  }
+  PORTOLAN_ASSIGN_OR_RETURN(
+      plan.replay, Replay(trace, options.job.policy, replay, history.get()));
+  return absl::OkStatus();
+}
+
+absl::StatusOr<Plan> MakePlan(const PlanOptions& options) {
+  PORTOLAN_RETURN_IF_ERROR(options.job.Validate());
+  PORTOLAN_ASSIGN_OR_RETURN(const Model model,
+                            OpenModel(options.job.model_dir));
+  const int num_ranks = std::max(1, options.job.ranks);
+  Plan plan;
+  plan.layers = model.config.num_layers;
+  for (int rank = 0; rank < num_ranks; ++rank) {
+    PORTOLAN_ASSIGN_OR_RETURN(
+        plan.ranks.emplace_back(),
+        PlanRankMemory(options.job, model, rank, num_ranks));
+  }
+  plan.kv_tokens = plan.ranks[0].kv_bytes / plan.ranks[0].kv_bytes_per_token;
+  const Checkpoint::BytesRead read = model.checkpoint->bytes_read();
+  plan.bytes_read =
+      static_cast<int64_t>(read.metadata + read.dense + read.expert);
+  plan.available = options.job.memory_available > 0
+                       ? options.job.memory_available
+                       : AvailableMemory();
+  // The first ranks own as much as any.
+  const auto on_host = std::span(plan.ranks)
+                           .first(static_cast<size_t>(
+                               options.ranks_per_host > 0
+                                   ? std::min(options.ranks_per_host, num_ranks)
+                                   : num_ranks));
+  plan.host_bytes = BytesTogether(on_host, /*processes=*/true);
+  plan.largest_slots =
+      std::min(SlotsThatFit(on_host, /*processes=*/true, plan.available),
+               plan.ranks[0].experts.owned_slots);
+  if (!options.job.trace_file.empty()) {
+    PORTOLAN_RETURN_IF_ERROR(ReplayTrace(options, num_ranks, plan));
+  }
+  return plan;
+}
+
+Json RankJson(const RankMemory& rank) {
+  return {{"rank", rank.rank},
+          {"experts", rank.experts.owned_slots},
+          {"slot_bytes", rank.experts.slot_bytes},
+          {"slots", rank.experts.num_slots},
+          {"slots_per_layer", rank.slots_per_layer()},
+          {"expert_bytes", rank.experts.bytes()},
+          {"staging_bytes", rank.staging_bytes},
+          {"host_tier_bytes", rank.host_tier_bytes},
+          {"dense_bytes", rank.dense_bytes},
+          {"kv_bytes_per_token", rank.kv_bytes_per_token},
+          {"kv_bytes", rank.kv_bytes},
+          {"exchange_bytes", rank.exchange_bytes},
+          {"work_bytes", rank.work_bytes},
+          {"history_bytes", rank.history_bytes},
+          {"program_bytes", rank.program_bytes},
+          {"bytes", rank.bytes()}};
+}
+
+double StallPerToken(const ReplayResult& result) {
+  return absl::ToDoubleSeconds(result.lost()) /
+         static_cast<double>(std::max<int64_t>(1, result.total.tokens));
+}
+
+Json PlanJson(const PlanOptions& options, const Plan& plan) {
+  Json json = {{"model", options.job.model_dir},
+               {"ranks", plan.ranks.size()},
+               {"kv_tokens", plan.kv_tokens},
+               {"weight_bytes_read", plan.bytes_read},
+               {"available_bytes", plan.available},
+               {"host_bytes", plan.host_bytes},
+               {"fits", plan.host_bytes <= plan.available},
+               {"largest_expert_memory",
+                plan.largest_slots * plan.ranks[0].experts.slot_bytes},
+               {"per_rank", Json::array()}};
+  for (const RankMemory& rank : plan.ranks) {
+    json["per_rank"].push_back(RankJson(rank));
+  }
+  if (plan.replay) {
+    json["replay"] = ToJson(plan.replay->total);
+    json["replay"]["policy"] = plan.replay->policy;
+    json["replay"]["link"] = plan.link;
+    json["replay"]["stall_per_token_s"] = StallPerToken(*plan.replay);
+  }
+  return json;
+}
+
+std::string Size(int64_t bytes) {
+  return FormatBytes(static_cast<uint64_t>(std::max<int64_t>(0, bytes)));
+}
+
+void PrintPlan(const PlanOptions& options, const Plan& plan) {
+  std::printf("%4s %8s %10s %7s %9s %10s %10s %10s %10s %10s %10s %10s\n",
+              "rank", "experts", "a slot", "slots", "per layer", "experts",
+              "dense", "KV", "exchange", "staging", "other", "sum");
+  for (const RankMemory& rank : plan.ranks) {
+    std::printf(
+        "%4d %8lld %10s %7lld %9.1f %10s %10s %10s %10s %10s %10s %10s\n",
+        rank.rank, static_cast<long long>(rank.experts.owned_slots),
+        Size(rank.experts.slot_bytes).c_str(),
+        static_cast<long long>(rank.experts.num_slots), rank.slots_per_layer(),
+        Size(rank.experts.bytes()).c_str(), Size(rank.dense_bytes).c_str(),
+        Size(rank.kv_bytes).c_str(), Size(rank.exchange_bytes).c_str(),
+        Size(rank.staging_bytes + rank.host_tier_bytes).c_str(),
+        Size(rank.work_bytes + rank.history_bytes + rank.program_bytes).c_str(),
+        Size(rank.bytes()).c_str());
+  }
+  std::printf("KV: %s a token, room for %lld tokens on each rank\n",
+              Size(plan.ranks[0].kv_bytes_per_token).c_str(),
+              static_cast<long long>(plan.kv_tokens));
+  std::printf(
+      "a host's ranks take %s of %s available: %s\n",
+      Size(plan.host_bytes).c_str(), Size(plan.available).c_str(),
+      plan.host_bytes <= plan.available ? "they fit" : "they do not fit");
+  if (plan.largest_slots >= MinExpertSlots(plan.ranks[0].experts.owned_slots)) {
+    const int64_t bytes = plan.largest_slots * plan.ranks[0].experts.slot_bytes;
+    std::printf(
+        "the largest --expert-memory that fits: %lld (%s, %lld slots)\n",
+        static_cast<long long>(bytes), Size(bytes).c_str(),
+        static_cast<long long>(plan.largest_slots));
+  }
+  if (plan.replay) {
+    std::printf(
+        "expected stall, by replay of %s with %s at %s: %.3f ms a token, "
+        "%.1f %% hits\n",
+        options.job.trace_file.c_str(), plan.replay->policy.c_str(),
+        plan.link.c_str(), 1e3 * StallPerToken(*plan.replay),
+        100 * plan.replay->total.HitRate());
+  }
+}
+
+absl::Status RunPlan(const PlanOptions& options) {
+  PORTOLAN_ASSIGN_OR_RETURN(const Plan plan, MakePlan(options));
+  if (options.json) {
+    std::printf("%s\n", PlanJson(options, plan).dump(2).c_str());
+  } else {
+    PrintPlan(options, plan);
+  }
+  if (plan.host_bytes <= plan.available) return absl::OkStatus();
+  const auto on_host =
+      options.ranks_per_host > 0
+          ? std::min<size_t>(static_cast<size_t>(options.ranks_per_host),
+                             plan.ranks.size())
+          : plan.ranks.size();
+  return CheckFits(options.job, std::span(plan.ranks).first(on_host),
+                   /*processes=*/true, plan.available);
+}
+
+}  // namespace
+
+void AddPlanCommand(CLI::App& app, int& exit_code) {
+  auto options = std::make_shared<PlanOptions>();
+  CLI::App* command = app.add_subcommand(
+      "plan",
+      "Say what a job takes in memory, and whether it fits, before the wait");
+  AddJobOptions(*command, options->job);
+  command->get_option("--ranks")->description("Ranks of the job");
+  command->get_option("--trace")->description(
+      "Trace to replay for the expected stall (with --policy, --expert-link)");
+  command
+      ->add_option("--ranks-per-host", options->ranks_per_host,
+                   "Ranks that share the memory of a host (default: all)")
+      ->check(CLI::Range(1, 1 << 16));
+  command->add_flag("--json", options->json, "Print JSON");
+  command->callback(
+      [options, &exit_code] { exit_code = Report(RunPlan(*options)); });
+}
+
+}  // namespace portolan

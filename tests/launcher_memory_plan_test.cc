@@ -1,0 +1,164 @@
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <regex>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "experts/expert_slot.h"
+#include "launcher/memory_plan.h"
+#include "runtime/base/mutex.h"
+#include "tests/model_fixture.h"
+#include "tests/tiny_checkpoint.h"
+
+namespace portolan {
+namespace {
+
+using ::testing::HasSubstr;
+
+JobOptions Small(int ranks, const std::string& memory = "all") {
+  JobOptions options = BundledModel(ranks);
+  options.needs_tokenizer = false;
+  options.batch = 2;
+  options.kv_tokens = 100;
+  options.expert_memory = memory;
+  return options;
+}
+
+std::vector<RankMemory> PlanAll(const JobOptions& options, const Model& model) {
+  std::vector<RankMemory> ranks;
+  for (int rank = 0; rank < options.ranks; ++rank) {
+    ranks.push_back(*PlanRankMemory(options, model, rank, options.ranks));
+  }
+  return ranks;
+}
+
+TEST(MemoryPlanTest, ReadsNoByteOfAnyTensor) {
+  const Model model = *OpenModel(BundledModel().model_dir);
+
+  ASSERT_TRUE(PlanRankMemory(Small(1), model, 0, 1).ok());
+
+  const Checkpoint::BytesRead read = model.checkpoint->bytes_read();
+  EXPECT_EQ(read.metadata + read.dense + read.expert, 0u);
+}
+
+// The figures of the plan are those of the ranks that then run.
+TEST(MemoryPlanTest, TheRunningRanksHoldWhatThePlanSays) {
+  for (const int ranks : {1, 2, 3}) {
+    for (const char* memory : {"100%", "25%", "300KB"}) {
+      SCOPED_TRACE(absl::StrCat(ranks, " ranks, ", memory));
+      const JobOptions options = Small(ranks, memory);
+      const absl::Status status =
+          RunJob(options, [&](const Model& model, RunWorld run_world) {
+            const std::vector<RankMemory> plan = PlanAll(options, model);
+            EXPECT_EQ(plan[0].dense_bytes, model.weights.bytes());
+            return run_world([&](Transport& transport) -> absl::Status {
+              NoSink sink;
+              auto rank = RankRuntime::Create(options, model, transport, sink);
+              if (!rank.ok()) return rank.status();
+              const RankMemory& mine =
+                  plan[static_cast<size_t>(ToIndex(transport.rank()))];
+              EXPECT_EQ(mine.experts.bytes(), (*rank)->expert_memory_bytes());
+              EXPECT_EQ(mine.kv_bytes, (*rank)->kv().bytes());
+              EXPECT_EQ(mine.staging_bytes, (*rank)->staging_bytes());
+              return absl::OkStatus();
+            });
+          });
+      EXPECT_TRUE(status.ok()) << status;
+    }
+  }
+}
+
+TEST(MemoryPlanTest, OwnedExpertsOfAllRanksAreTheModels) {
+  const Model model = *OpenModel(BundledModel().model_dir);
+  for (const int ranks : {1, 2, 3, 5}) {
+    int64_t owned = 0;
+    for (const RankMemory& rank : PlanAll(Small(ranks), model)) {
+      owned += rank.experts.owned_slots;
+    }
+    EXPECT_EQ(owned, 8 * 32);
+  }
+}
+
+TEST(MemoryPlanTest, ADenseLayerHasNoSlots) {
+  const TempDir dir;
+  WriteTinyModel(dir, {.dense_layer = 1});
+  const Model model = *OpenModel(dir.path());
+  JobOptions options = Small(1);
+  options.model_dir = dir.path();
+
+  const auto plan = PlanRankMemory(options, model, 0, 1);
+
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  EXPECT_EQ(plan->experts.owned_slots, 3);
+  EXPECT_EQ(plan->slots_per_layer(), 3);
+}
+
+TEST(MemoryPlanTest, ABudgetBelowTheMinimumIsRefusedNamingIt) {
+  const Model model = *OpenModel(BundledModel().model_dir);
+  const int64_t slot = ExpertSlotBytes(model.experts.shape());
+
+  const auto plan = PlanRankMemory(Small(1, "100KB"), model, 0, 1);
+
+  ASSERT_TRUE(absl::IsInvalidArgument(plan.status()));
+  EXPECT_THAT(std::string(plan.status().message()),
+              HasSubstr(absl::StrCat(2 * slot)));
+}
+
+// A job with this much memory, faked; whether it starts.
+absl::Status Start(const JobOptions& options) {
+  return RunJob(options,
+                [](const Model&, RunWorld) { return absl::OkStatus(); });
+}
+
+TEST(MemoryPlanTest, AllIsRefusedWhereItDoesNotFitAndTheRemedyWorks) {
+  for (const int ranks : {1, 3}) {
+    SCOPED_TRACE(ranks);
+    JobOptions options = Small(ranks);
+    const Model model = *OpenModel(options.model_dir);
+    const std::vector<RankMemory> plan = PlanAll(options, model);
+    const int64_t wanted = BytesTogether(plan, /*processes=*/false);
+
+    options.memory_available = wanted;
+    EXPECT_TRUE(Start(options).ok());
+    options.memory_available = wanted - 1;
+    const absl::Status refused = Start(options);
+
+    ASSERT_TRUE(absl::IsResourceExhausted(refused)) << refused;
+    const std::string message(refused.message());
+    std::smatch remedy;
+    ASSERT_TRUE(std::regex_search(message, remedy,
+                                  std::regex("--expert-memory ([0-9]+) ")))
+        << message;
+    options.expert_memory = remedy[1];
+    EXPECT_LE(BytesTogether(PlanAll(options, model), false), wanted - 1);
+    EXPECT_TRUE(Start(options).ok());
+  }
+}
+
+TEST(MemoryPlanTest, AStatedBudgetIsTheUsersWord) {
+  JobOptions options = Small(1, "100%");
+  options.memory_available = 1 << 20;
+  EXPECT_TRUE(Start(options).ok());
+}
+
+TEST(MemoryPlanTest, WhereNotEvenTheMinimumFitsTheErrorSaysSo) {
+  JobOptions options = Small(1);
+  options.memory_available = 1 << 20;
+
+  const absl::Status refused = Start(options);
+
+  ASSERT_TRUE(absl::IsResourceExhausted(refused)) << refused;
+  EXPECT_THAT(std::string(refused.message()), HasSubstr("lower --batch"));
+}
+
+TEST(MemoryPlanTest, ThreadsShareTheDenseWeightsAndProcessesDoNot) {
+  const Model model = *OpenModel(BundledModel().model_dir);
+  const std::vector<RankMemory> plan = PlanAll(Small(3), model);
+  EXPECT_EQ(BytesTogether(plan, true) - BytesTogether(plan, false),
+            2 * (plan[0].dense_bytes + plan[0].program_bytes));
+}
+
+}  // namespace
+}  // namespace portolan

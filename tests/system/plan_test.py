@@ -1,0 +1,118 @@
+"""`portolan plan`: what a job takes in memory, without reading a weight; the
+job that then starts keeps to it."""
+
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+import unittest
+
+import portolan
+
+BUILD = None
+SYNTHETIC = portolan.SOURCE / "tests" / "bench" / "synthetic_model.py"
+PROMPTS = portolan.SOURCE / "tests" / "data" / "prompts" / "demo.jsonl"
+
+
+def plan(*arguments, model=portolan.MODEL):
+    return portolan.run([portolan.program(BUILD), "plan", "--model", model,
+                         *arguments])
+
+
+def plan_json(*arguments, **options):
+    done = plan("--json", *arguments, **options)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+class PlanTest(unittest.TestCase):
+    def test_a_model_larger_than_any_memory_is_planned_from_its_headers(self):
+        with tempfile.TemporaryDirectory() as directory:
+            subprocess.run([SYNTHETIC, directory, "--sparse", "--layers", "32",
+                            "--experts", "64", "--hidden", "4096", "--width",
+                            "8192", "--top-k", "8"], check=True)
+            size = (pathlib.Path(directory) / "model.safetensors").stat()
+            self.assertGreater(size.st_size, 400 * 10**9)
+            planned = plan_json("--ranks", "64", "--expert-memory", "10%",
+                                "--ranks-per-host", "1", model=directory)
+            refused = plan("--ranks", "2", model=directory)
+        self.assertEqual(planned["weight_bytes_read"], 0)
+        self.assertEqual(len(planned["per_rank"]), 64)
+        for rank in planned["per_rank"]:
+            self.assertEqual(rank["experts"], 32)
+            self.assertEqual(rank["slots"], 3)
+            self.assertEqual(rank["slot_bytes"], 3 * 2 * 4096 * 8192)
+            self.assertEqual(rank["kv_bytes_per_token"],
+                             2 * 2 * 2 * (4096 // 4) * 32)
+            parts = ("expert_bytes", "staging_bytes", "host_tier_bytes",
+                     "dense_bytes", "kv_bytes", "exchange_bytes", "work_bytes",
+                     "history_bytes", "program_bytes")
+            self.assertEqual(rank["bytes"], sum(rank[part] for part in parts))
+        self.assertEqual(refused.returncode, 1)
+        self.assertRegex(refused.stderr, r"error: all experts do not fit: .*"
+                                         r"write --expert-memory \d+ \(")
+
+    def test_ranks_that_do_not_divide_the_experts_get_their_own_shares(self):
+        planned = plan_json("--ranks", "3", "--expert-memory", "25%")
+        self.assertEqual([rank["experts"] for rank in planned["per_rank"]],
+                         [88, 88, 80])
+        self.assertEqual([rank["slots"] for rank in planned["per_rank"]],
+                         [22, 22, 20])
+
+    def test_a_budget_below_the_minimum_exits_1_naming_it(self):
+        refused = plan("--ranks", "1", "--expert-memory", "100KB")
+        self.assertEqual(refused.returncode, 1)
+        slot = plan_json("--expert-memory", "25%")["per_rank"][0]["slot_bytes"]
+        self.assertRegex(refused.stderr,
+                         rf"error: --expert-memory 100KB .*write {2 * slot} ")
+        self.assertEqual(refused.stdout, "")
+
+    def test_what_it_calls_the_largest_budget_starts_and_more_does_not(self):
+        memory = ["--memory-available", "110MB", "--batch", "1"]
+        refused = plan(*memory)
+        self.assertEqual(refused.returncode, 1)
+        self.assertRegex(refused.stdout, r"they do not fit")
+        planned = json.loads(plan("--json", *memory).stdout)
+        largest = planned["largest_expert_memory"]
+        self.assertGreater(largest, 0)
+        for budget, fits in ((largest, True), (largest + (2 << 20), False)):
+            planned = json.loads(plan("--json", *memory, "--expert-memory",
+                                      budget).stdout)
+            self.assertEqual(planned["fits"], fits)
+        started = portolan.run(
+            [portolan.program(BUILD), "generate", "--model", portolan.MODEL,
+             "--prompt", "Once", "--max-tokens", "2", *memory])
+        self.assertEqual(started.returncode, 1)
+        self.assertIn(f"write --expert-memory {largest} ", started.stderr)
+        self.assertEqual(started.stdout, "")
+
+    def test_a_refusal_reaches_every_rank_of_mpirun(self):
+        done = portolan.run(
+            [portolan.LAUNCH, "-np", "2", "--", portolan.program(BUILD),
+             "generate", "--model", portolan.MODEL, "--prompt", "Once",
+             "--memory-available", "150MB"])
+        self.assertEqual(done.returncode, 1)
+        self.assertRegex(done.stderr, r"error: .*2 rank\(s\) want")
+
+    def test_a_trace_foretells_the_stall(self):
+        with tempfile.TemporaryDirectory() as directory:
+            trace = pathlib.Path(directory) / "trace"
+            portolan.generate(BUILD, PROMPTS, ["--max-tokens", "8", "--trace",
+                                               trace])
+            without_link = plan("--trace", trace)
+            link = ["--trace", trace, "--expert-link", "1GB/s,50us",
+                    "--policy", "lru"]
+            stalls = [plan_json("--expert-memory", budget, *link)["replay"]
+                      for budget in ("100%", "25%", "12.5%")]
+        self.assertEqual(without_link.returncode, 1)
+        self.assertRegex(without_link.stderr, r"error: .*--expert-link")
+        times = [stall["stall_per_token_s"] for stall in stalls]
+        self.assertEqual(sorted(times), times)
+        self.assertGreater(times[2], 0)
+        self.assertEqual(stalls[0]["policy"], "lru")
+
+
+if __name__ == "__main__":
+    BUILD = pathlib.Path(sys.argv.pop(1))
+    unittest.main(verbosity=2)
