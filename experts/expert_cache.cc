@@ -322,9 +322,9 @@ void ExpertCache::Evict(ExpertId victim) {
 // Starts what the policy wants to read ahead, as long as its first chunk could
 // go at once.
 bool ExpertCache::Speculate() {
-  const auto present =
-      static_cast<size_t>(table_.num_slots() - table_.num_free());
-  if (present == shape_.owned.size()) return false;  // nothing is absent
+  // With a slot for every expert, LoadAll() or demand brings each of them once.
+  const auto slots = static_cast<size_t>(table_.num_slots());
+  if (slots == shape_.owned.size()) return false;
   const int32_t most = table_.num_slots() - 2;
   bool any = false;
   while (!stopping_ && queue_.CanSpeculate() &&

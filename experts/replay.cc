@@ -146,7 +146,9 @@ void Run::BeginStep(const TraceStep& step) {
     node.feed->BeginStep(step, node.predictor.get());
   }
   if (nodes_.front().predictor == nullptr) return;
-  const int32_t reach = nodes_.front().predictor->distances().back();
+  // As in the engine: what lies beyond the last layer is not sent.
+  const int32_t reach = std::min(nodes_.front().predictor->distances().back(),
+                                 header_.num_layers);
   for (int32_t layer = 0; layer < reach; ++layer) SendHints(layer, layer + 1);
 }
 

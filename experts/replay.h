@@ -22,7 +22,7 @@ struct ReplayOptions {
   // Of a rank, as --expert-memory takes it: "25%", "64MiB", "all".
   std::string expert_memory = "25%";
   LinkSpec link = {};
-  int64_t chunk_bytes = 1 << 20;
+  int64_t chunk_bytes = 512 << 10;  // of a load, as files are read
   PolicyOptions policy = {};
 };
 
