@@ -244,6 +244,18 @@ TEST(ExpertCacheTest, LoadAllReadsEveryExpertOnceInFileOrder) {
   EXPECT_EQ(harness.cache->metrics().demand_bytes, 0);
 }
 
+// `pin`, say, wants experts before anything is needed.
+TEST(ExpertCacheTest, WithASlotForEveryExpertNothingIsSpeculated) {
+  Harness harness(kLayers * kExperts);
+  harness.Foretell(1, {0, 1, 2});
+
+  const absl::Status status = harness.cache->LoadAll([](int64_t, int64_t) {});
+
+  EXPECT_TRUE(status.ok()) << status;
+  EXPECT_EQ(harness.cache->metrics().prefetch_bytes(), 0);
+  EXPECT_EQ(harness.source->times_loaded({1, 0}), 1);
+}
+
 TEST(ExpertCacheTest, ATransientErrorOfADemandReadIsTriedAgain) {
   Harness harness(4);
   harness.source->Fail({0, 1}, absl::UnavailableError("EIO"), 2);

@@ -6,9 +6,11 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <map>
 #include <memory>
 #include <random>
 #include <string>
@@ -201,6 +203,120 @@ TEST_F(SourcesTest, TheFactoryPrefersAFreshPackAndSaysWhyItTakesNone) {
   PackIdentity newer = Identity();
   newer.fingerprint = 43;
   EXPECT_THAT(name(newer, 1), HasSubstr("checkpoint"));
+}
+
+TEST_F(SourcesTest, TheHostTierIsACopyThatOutlivesTheFiles) {
+  const auto extents = [this](ExpertId id) { return ExtentsOf(id); };
+  auto chosen = MakeExpertSource({.model_dir = dir_, .host_memory = true},
+                                 Identity(), ids_, extents);
+  ASSERT_TRUE(chosen.ok()) << chosen.status();
+  ASSERT_EQ(truncate(checkpoint_.c_str(), 0), 0);
+
+  EXPECT_TRUE(VisitAll(*Cache(std::move(chosen->source), 3)).ok());
+}
+
+// Counts the reads that go to the system.
+class CountingReader final : public FileReader {
+ public:
+  explicit CountingReader(int& count)
+      : reader_(*MakeFileReader(FileReaderKind::kAuto, 4)), count_(count) {}
+
+  std::string_view name() const override { return reader_->name(); }
+  int depth() const override { return reader_->depth(); }
+  void Submit(const FileRead& read) override {
+    ++count_;
+    reader_->Submit(read);
+  }
+  void Wait(absl::Duration timeout, std::vector<FileReadDone>& done) override {
+    reader_->Wait(timeout, done);
+  }
+  void Wake() override { reader_->Wake(); }
+
+ private:
+  std::unique_ptr<FileReader> reader_;
+  int& count_;
+};
+
+TEST_F(SourcesTest, ALoadFromAPackIsOneRead) {
+  Pack();
+  int reads = 0;
+  const auto cache = Cache(std::make_unique<FileExpertSource>(
+                               *PackFormat::Open(pack_, Identity()),
+                               std::make_unique<CountingReader>(reads)),
+                           3);
+
+  ASSERT_TRUE(VisitAll(*cache).ok());
+
+  const ExpertMetrics metrics = cache->metrics();
+  EXPECT_GE(metrics.misses, kLayers * kExperts);
+  EXPECT_EQ(reads, metrics.misses);
+  EXPECT_EQ(cache->counters().retries, 0);
+}
+
+// A device that returns every third read short and fails every fifth, leaving
+// rubbish behind.
+class FlakyReader final : public FileReader {
+ public:
+  FlakyReader() : reader_(*MakeFileReader(FileReaderKind::kAuto, 4)) {}
+
+  std::string_view name() const override { return reader_->name(); }
+  int depth() const override { return reader_->depth(); }
+  void Submit(const FileRead& read) override {
+    reads_[read.tag] = read;
+    reader_->Submit(read);
+  }
+  void Wait(absl::Duration timeout, std::vector<FileReadDone>& done) override {
+    const size_t before = done.size();
+    reader_->Wait(timeout, done);
+    for (size_t i = before; i < done.size(); ++i) Spoil(done[i]);
+  }
+  void Wake() override { reader_->Wake(); }
+
+  int short_reads() const { return short_reads_; }
+  int errors() const { return errors_; }
+
+ private:
+  void Spoil(FileReadDone& done) {
+    const std::span<std::byte> to = reads_.at(done.tag).to;
+    ++num_done_;
+    if (num_done_ % 5 == 0) {
+      std::ranges::fill(to, std::byte{0xEE});
+      done.result = -EIO;
+      ++errors_;
+    } else if (num_done_ % 3 == 0 && done.result > 1) {
+      done.result /= 2;
+      const auto got = static_cast<size_t>(done.result);
+      std::ranges::fill(to.subspan(got), std::byte{0xEE});
+      ++short_reads_;
+    }
+  }
+
+  std::unique_ptr<FileReader> reader_;
+  std::map<uint64_t, FileRead> reads_;
+  int num_done_ = 0;
+  int short_reads_ = 0;
+  int errors_ = 0;
+};
+
+TEST_F(SourcesTest, ShortReadsAndPassingErrorsNeverShowInASlot) {
+  const auto extents = [this](ExpertId id) { return ExtentsOf(id); };
+  auto flaky = std::make_unique<FlakyReader>();
+  const FlakyReader& device = *flaky;
+  const auto cache = Cache(
+      std::make_unique<FileExpertSource>(
+          *CheckpointFormat::Open(kShape, ids_, extents), std::move(flaky),
+          /*chunk_bytes=*/8192),
+      3);
+
+  for (int round = 0; round < 4; ++round) {
+    const absl::Status status = VisitAll(*cache);  // compares every slot
+    // A read that fails in all its attempts ends the visit by name.
+    EXPECT_TRUE(status.ok() || absl::IsUnavailable(status)) << status;
+  }
+
+  EXPECT_GT(device.short_reads(), 0);
+  EXPECT_GT(device.errors(), 0);
+  EXPECT_GT(cache->counters().retries, 0);
 }
 
 TEST_F(SourcesTest, AResidentCacheReadsEachExpertOnceAndNoMore) {
