@@ -4,14 +4,15 @@
 #include "tests/emulated_tiles.h"
 // After the stand-ins that it calls.
 #include "runtime/kernels/gemm_amx.h"
+#include "runtime/kernels/gemm_quantised.h"
 #include "runtime/kernels/row_kernels.h"
 #include "tests/kernel_test_util.h"
 
 namespace portolan {
 namespace {
 
-constexpr KernelTable kAvx512 = WithRowKernels(VectorTable());
-constexpr KernelTable kAmx = WithRowKernels(TileTable());
+constexpr KernelTable kAvx512 = WithRowKernels(WithQuantised(VectorTable()));
+constexpr KernelTable kAmx = WithRowKernels(WithQuantised(TileTable()));
 
 }  // namespace
 

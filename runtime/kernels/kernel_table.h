@@ -42,6 +42,16 @@ struct GemmKernel {
   void (*multiply)(const MultiplyArgs& args) = nullptr;
 };
 
+// Products with quantised weights (weight_format.h). Up to few_rows rows of
+// bf16 x are multiplied straight from them: `few`, for which w and
+// w_block_stride count bytes. For all else `unpack` writes the bf16 tiles that
+// they stand for.
+struct QuantisedKernel {
+  GemmKernel few;
+  int64_t few_rows = 0;
+  void (*unpack)(const void* tiles, int64_t num_tiles, uint16_t* to) = nullptr;
+};
+
 struct KernelTable {
   // bf16 x. From `many_rows` rows on, `bf16_many` is the faster one.
   GemmKernel bf16_few;
@@ -50,6 +60,8 @@ struct KernelTable {
   // f32 x with bf16 weights, and with f32 weights in the same tiles.
   GemmKernel f32;
   GemmKernel f32_weights;
+  QuantisedKernel int8;
+  QuantisedKernel int4;
 
   // y = x / sqrt(mean(x^2) + eps) * weight. Each of y_f32 and y_bf16 may be
   // null; y_f32 may be x; a null weight is all ones.

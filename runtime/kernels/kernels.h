@@ -28,7 +28,9 @@ struct Product;
 // the same bits on every path, number of threads and batch. A dot product runs
 // over blocks of 32 of K: one chain of fused multiply-adds over the even and
 // one over the odd products, then sum += even + odd; f32, to nearest even,
-// denormals flushed. Other sums run in 16 lanes and one fixed tree.
+// denormals flushed. Other sums run in 16 lanes and one fixed tree. Quantised
+// weights (weight_format.h) count as the bf16 that they stand for, exactly: a
+// product over them has the bits of one over that bf16 matrix.
 //
 // Shapes are the caller's promise (PORTOLAN_CHECK where cheap). Nothing is
 // allocated once the largest shapes have been seen. Thread-compatible: one call

@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "runtime/base/bf16.h"
+#include "runtime/kernels/weight_format.h"
 
 namespace portolan {
 
@@ -15,11 +16,13 @@ inline constexpr int64_t kTileElements = kTileOutputs * kTileInputs;
 // along K interleaved as TDPBF16PS reads them: the tile of output block `nb`
 // and input block `kb` starts at (nb * k_blocks + kb) * 512 and is
 // [16 pairs][16 outputs][2]. n and k are padded with zeros. The same layout
-// serves every path. 64-byte aligned; somebody else owns the memory.
+// serves every path. Tiles of a quantised format (quantise.h) take the same
+// places, smaller. 64-byte aligned; somebody else owns the memory.
 struct PackedMatrix {
-  const Bf16* data = nullptr;
+  const void* data = nullptr;
   int64_t n = 0;
   int64_t k = 0;
+  WeightFormat format = WeightFormat::kBf16;
 };
 
 constexpr int64_t NumOutputBlocks(int64_t n) {
@@ -30,9 +33,9 @@ constexpr int64_t NumInputBlocks(int64_t k) {
 }
 
 // Bytes of a packed [n, k] matrix, padding included.
-constexpr int64_t PackedBytes(int64_t n, int64_t k) {
-  return NumOutputBlocks(n) * NumInputBlocks(k) * kTileElements *
-         static_cast<int64_t>(sizeof(Bf16));
+constexpr int64_t PackedBytes(int64_t n, int64_t k,
+                              WeightFormat format = WeightFormat::kBf16) {
+  return NumOutputBlocks(n) * NumInputBlocks(k) * TileBytes(format);
 }
 
 // Packs one block of (at most) 16 outputs: `src` is row-major [n, k] with

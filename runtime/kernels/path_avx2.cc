@@ -1,10 +1,11 @@
+#include "runtime/kernels/gemm_quantised.h"
 #include "runtime/kernels/gemm_vector.h"
 #include "runtime/kernels/row_kernels.h"
 
 namespace portolan {
 namespace {
 
-constexpr KernelTable kTable = WithRowKernels(VectorTable());
+constexpr KernelTable kTable = WithRowKernels(WithQuantised(VectorTable()));
 
 }  // namespace
 

@@ -1,10 +1,12 @@
+#include "runtime/kernels/gemm_quantised_reference.h"
 #include "runtime/kernels/gemm_reference.h"
 #include "runtime/kernels/row_kernels.h"
 
 namespace portolan {
 namespace {
 
-constexpr KernelTable kTable = WithRowKernels(ReferenceTable());
+constexpr KernelTable kTable =
+    WithRowKernels(WithQuantisedReference(ReferenceTable()));
 
 }  // namespace
 

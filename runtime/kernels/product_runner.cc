@@ -30,6 +30,20 @@ int64_t RowsPerChunk(const GemmKernel& kernel, int64_t rows, int64_t k) {
   return RoundUp((rows + chunks - 1) / chunks, kernel.row_group);
 }
 
+// Null for bf16.
+const QuantisedKernel* QuantisedOf(const KernelTable& table,
+                                   WeightFormat format) {
+  switch (format) {
+    case WeightFormat::kBf16:
+      return nullptr;
+    case WeightFormat::kInt8:
+      return &table.int8;
+    case WeightFormat::kInt4:
+      return &table.int4;
+  }
+  return nullptr;
+}
+
 int64_t RowOf(const int32_t* rows, int64_t i) {
   return rows == nullptr ? i : rows[i];
 }
@@ -75,16 +89,25 @@ void ProductRunner::RunTask(const Product& product, const ProductTask& task,
   const ActivationView& x = *product.x;
   const int64_t k_blocks = NumInputBlocks(product.w.k);
   const int64_t task_rows = task.row_end - task.row_begin;
-  const GemmKernel& kernel = ChooseKernel(table_, x.dtype, task_rows);
+  const QuantisedKernel* quantised = QuantisedOf(table_, product.w.format);
+  const bool direct = quantised != nullptr &&
+                      x.dtype == ActivationDtype::kBf16 &&
+                      task_rows <= quantised->few_rows;
+  const bool unpack = quantised != nullptr && !direct;
+  const GemmKernel& kernel =
+      direct ? quantised->few : ChooseKernel(table_, x.dtype, task_rows);
   const int64_t chunk = RowsPerChunk(kernel, task_rows, k_blocks * kTileInputs);
-  const Bf16* w = product.w.data;
-  const int64_t block_stride = k_blocks * kTileElements;
+  const auto* w = static_cast<const std::byte*>(product.w.data);
+  const int64_t block_bytes = k_blocks * TileBytes(product.w.format);
+  Bf16* unpacked =
+      unpack ? workspace.w.Get<Bf16>(kBlocksPerCall * k_blocks * kTileElements)
+             : nullptr;
 
   MultiplyArgs args;
   args.x_k_blocks = k_blocks;
   args.k_blocks = k_blocks;
-  args.w_block_stride = block_stride;
-  args.w_end = w + task.block_end * block_stride;
+  args.w_block_stride = direct ? block_bytes : k_blocks * kTileElements;
+  args.w_end = w + task.block_end * block_bytes;
   args.c_stride = kColsPerCall;
   args.c = workspace.c.Get<float>(RoundUp(chunk, 32) * kColsPerCall);
   std::byte* prepared =
@@ -102,8 +125,15 @@ void ProductRunner::RunTask(const Product& product, const ProductTask& task,
     kernel.prepare(rows, args.rows, x.cols, k_blocks, prepared);
     for (int64_t block = task.block_begin; block < task.block_end;
          block += kBlocksPerCall) {
-      args.w = w + block * block_stride;
+      args.w = w + block * block_bytes;
       args.num_blocks = std::min(kBlocksPerCall, task.block_end - block);
+      if (unpack) {
+        const int64_t num_tiles = args.num_blocks * k_blocks;
+        quantised->unpack(args.w, num_tiles,
+                          reinterpret_cast<uint16_t*>(unpacked));
+        args.w = unpacked;
+        args.w_end = unpacked + num_tiles * kTileElements;
+      }
       kernel.multiply(args);
       Finish(product, row, args.rows, block, args.num_blocks, workspace);
     }

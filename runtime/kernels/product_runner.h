@@ -43,6 +43,7 @@ class ProductRunner {
   // What one thread works in.
   struct Workspace {
     Scratch x;
+    Scratch w;  // tiles that a quantised matrix stands for
     Scratch c;
     Scratch pointers;
   };
