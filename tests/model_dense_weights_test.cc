@@ -53,16 +53,16 @@ std::vector<float> Floats(const std::string& name, int64_t count) {
 
 // The elements of a packed matrix, row-major, by the layout's definition.
 std::vector<Bf16> Unpacked(const PackedMatrix& matrix) {
+  const auto* data = static_cast<const Bf16*>(matrix.data);
   std::vector<Bf16> values;
   for (int64_t n = 0; n < matrix.n; ++n) {
     for (int64_t k = 0; k < matrix.k; ++k) {
       const int64_t tile =
           n / kTileOutputs * NumInputBlocks(matrix.k) + k / kTileInputs;
       values.push_back(
-          matrix.data[tile * kTileElements +
-                      (k % kTileInputs / 2 * kTileOutputs + n % kTileOutputs) *
-                          2 +
-                      k % 2]);
+          data[tile * kTileElements +
+               (k % kTileInputs / 2 * kTileOutputs + n % kTileOutputs) * 2 +
+               k % 2]);
     }
   }
   return values;
