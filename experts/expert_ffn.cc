@@ -5,9 +5,11 @@
 namespace portolan {
 
 ExpertFfn::ExpertFfn(const ExpertShape& shape, ActivationDtype dtype,
-                     Kernels& kernels, int64_t max_rows, Profile* profile)
+                     Kernels& kernels, int64_t max_rows, Profile* profile,
+                     WeightFormat format)
     : shape_(shape),
       dtype_(dtype),
+      format_(format),
       kernels_(kernels),
       max_rows_(max_rows),
       profile_(profile) {
@@ -38,9 +40,10 @@ void ExpertFfn::Run(std::span<const Work> work, const ActivationView& x,
       x_rows[i] = row_of[static_cast<size_t>(expert.selections[i])];
     }
     used += rows;
-    groups_.push_back({.w = {.data = reinterpret_cast<const Bf16*>(expert.slot),
+    groups_.push_back({.w = {.data = expert.slot,
                              .n = ExpertGateUpOutputs(shape_),
-                             .k = shape_.hidden},
+                             .k = shape_.hidden,
+                             .format = format_},
                        .x_rows = x_rows,
                        .out_rows = expert.selections});
   }
@@ -50,10 +53,10 @@ void ExpertFfn::Run(std::span<const Work> work, const ActivationView& x,
   }
   const ProfileScope zone(profile_, Zone::kDown);
   for (size_t i = 0; i < work.size(); ++i) {
-    const std::byte* down = work[i].slot + ExpertDownOffset(shape_);
-    groups_[i].w = {.data = reinterpret_cast<const Bf16*>(down),
+    groups_[i].w = {.data = work[i].slot + ExpertDownOffset(shape_, format_),
                     .n = shape_.hidden,
-                    .k = shape_.intermediate};
+                    .k = shape_.intermediate,
+                    .format = format_};
     groups_[i].x_rows = work[i].selections;
   }
   kernels_.GroupedLinear(h, groups_, out, out_stride);

@@ -20,10 +20,11 @@ namespace portolan {
 class ExpertFfn {
  public:
   // `max_rows`: the most selections of one Run(). `kernels` and `profile`
-  // (may be null) must outlive the object. Aborts if the system has no memory
-  // for max_rows * intermediate activations.
+  // (may be null) must outlive the object; slots hold weights of `format`.
+  // Aborts if the system has no memory for max_rows * intermediate activations.
   ExpertFfn(const ExpertShape& shape, ActivationDtype dtype, Kernels& kernels,
-            int64_t max_rows, Profile* profile = nullptr);
+            int64_t max_rows, Profile* profile = nullptr,
+            WeightFormat format = WeightFormat::kBf16);
 
   // The rows of one expert: selections are indexes into `row_of` and rows of
   // `out`.
@@ -44,6 +45,7 @@ class ExpertFfn {
  private:
   const ExpertShape shape_;
   const ActivationDtype dtype_;
+  const WeightFormat format_;
   Kernels& kernels_;
   const int64_t max_rows_;
   Profile* const profile_;

@@ -82,6 +82,13 @@ class TemporaryFile {
 
 constexpr uint64_t kFlushBytes = 64 << 20;
 
+constexpr char kExtension[] = ".portolan-pack";
+
+std::string FormatSuffix(WeightFormat format) {
+  if (format == WeightFormat::kBf16) return "";
+  return absl::StrCat("-", std::string(WeightFormatName(format)));
+}
+
 // Up to `bytes` from the start of the file.
 absl::StatusOr<std::vector<std::byte>> ReadHead(const std::string& path,
                                                 size_t bytes) {
@@ -98,19 +105,25 @@ absl::StatusOr<std::vector<std::byte>> ReadHead(const std::string& path,
 
 }  // namespace
 
-std::string PackFileNameFor(uint64_t fingerprint) {
-  return absl::StrFormat("experts-%016x.portolan-pack", fingerprint);
+std::string PackFileName(WeightFormat format) {
+  if (format == WeightFormat::kBf16) return kPackFileName;
+  return absl::StrCat("experts", FormatSuffix(format), kExtension);
+}
+
+std::string PackFileNameFor(uint64_t fingerprint, WeightFormat format) {
+  return absl::StrFormat("experts-%016x%s%s", fingerprint, FormatSuffix(format),
+                         kExtension);
 }
 
 std::string FindPack(const std::string& model_dir, const std::string& pack_dir,
-                     uint64_t fingerprint) {
+                     uint64_t fingerprint, WeightFormat format) {
   std::vector<std::string> candidates;
   if (!pack_dir.empty()) {
     candidates.push_back(
-        absl::StrCat(pack_dir, "/", PackFileNameFor(fingerprint)));
-    candidates.push_back(absl::StrCat(pack_dir, "/", kPackFileName));
+        absl::StrCat(pack_dir, "/", PackFileNameFor(fingerprint, format)));
+    candidates.push_back(absl::StrCat(pack_dir, "/", PackFileName(format)));
   }
-  candidates.push_back(absl::StrCat(model_dir, "/", kPackFileName));
+  candidates.push_back(absl::StrCat(model_dir, "/", PackFileName(format)));
   for (std::string& path : candidates) {
     if (access(path.c_str(), F_OK) == 0) return std::move(path);
   }
@@ -157,9 +170,9 @@ absl::StatusOr<std::unique_ptr<PackFormat>> PackFormat::Open(
       PackRecordsBegin(expected) +
       hashes.size() * static_cast<uint64_t>(expected.slot_bytes);
   if (file.Size() != static_cast<int64_t>(wanted)) {
-    return absl::DataLossError(absl::StrCat(
-        "expert pack ", path, " is damaged: it has ", file.Size(), " of ",
-        wanted, " bytes; run portolan pack again, or delete the file"));
+    return absl::DataLossError(
+        absl::StrCat("expert pack ", path, " is damaged: it has ", file.Size(),
+                     " of ", wanted, " bytes", PackRemedy(expected.format)));
   }
   return std::unique_ptr<PackFormat>(
       new PackFormat(std::move(file), expected, std::move(hashes)));
@@ -196,8 +209,8 @@ absl::Status PackFormat::Finish(ExpertId id, std::span<const std::byte> landing,
   }
   return absl::DataLossError(absl::StrCat(
       "expert pack ", file_.path(), " is damaged: the record of expert ",
-      ToString(id), " at byte ", segments_[index].offset,
-      " has a wrong hash; run portolan pack again, or delete the file"));
+      ToString(id), " at byte ", segments_[index].offset, " has a wrong hash",
+      PackRemedy(identity_.format)));
 }
 
 }  // namespace portolan

@@ -12,16 +12,17 @@
 #include "experts/expert_shape.h"
 #include "experts/expert_source.h"
 #include "experts/record_format.h"
+#include "runtime/kernels/weight_format.h"
 
 namespace portolan {
 
 // An expert pack holds every expert of a model as the kernels read it: a load
 // is one aligned read straight into the slot. A file, little-endian:
 //
-//   header  4 KiB     magic "PORTPACK", version, bytes of header and table,
-//                     fingerprint of the model, numerics name, layers, experts
-//                     of a layer, hidden, intermediate, bytes of a record,
-//                     hash of the table, hash of the header
+//   header  4 KiB     magic "PORTPACK", version, weight format, bytes of header
+//                     and table, fingerprint of the model, numerics name,
+//                     layers, experts of a layer, hidden, intermediate, bytes
+//                     of a record, hash of the table, hash of the header
 //   table             XXH64 of each record, [layers, experts]; padded to 4 KiB
 //   records           [layers, experts], each of the slot's bytes
 //
@@ -35,23 +36,29 @@ struct PackIdentity {
   int32_t num_layers = 0;    // MoE layers
   int32_t num_experts = 0;   // of a layer
   ExpertShape shape;
+  WeightFormat format = WeightFormat::kBf16;
   int64_t slot_bytes = 0;  // a multiple of 4096
 
   friend bool operator==(const PackIdentity&, const PackIdentity&) = default;
 };
 
-// "experts.portolan-pack", the name beside a model.
+// The name beside a model; of a quantised format "experts-int8.portolan-pack",
+// so that one never stands in for the other.
 inline constexpr char kPackFileName[] = "experts.portolan-pack";
+std::string PackFileName(WeightFormat format = WeightFormat::kBf16);
 
 // The name in a --pack-dir that serves several models:
-// "experts-0123456789abcdef.portolan-pack".
-std::string PackFileNameFor(uint64_t fingerprint);
+// "experts-0123456789abcdef.portolan-pack", or
+// "experts-0123456789abcdef-int8.portolan-pack".
+std::string PackFileNameFor(uint64_t fingerprint,
+                            WeightFormat format = WeightFormat::kBf16);
 
 // The path of a pack file to try, in this order: by fingerprint in `pack_dir`,
-// kPackFileName in `pack_dir`, kPackFileName in `model_dir`; empty if none is
+// PackFileName() in `pack_dir`, PackFileName() in `model_dir`; empty if none is
 // there. `pack_dir` may be empty.
 std::string FindPack(const std::string& model_dir, const std::string& pack_dir,
-                     uint64_t fingerprint);
+                     uint64_t fingerprint,
+                     WeightFormat format = WeightFormat::kBf16);
 
 // Writes all experts to `path`: into a temporary file beside it, which replaces
 // `path` at the end only, so that no half file ever bears the name. Called

@@ -8,6 +8,7 @@ namespace portolan {
 namespace {
 
 constexpr int64_t kSlotAlignment = 4096;
+constexpr int64_t kMatrixAlignment = 64;
 
 // Gate (which = 0) or up (which = 1): every second block of 16 outputs.
 void PackHalf(const ExpertShape& shape, const Bf16* src, int64_t which,
@@ -28,13 +29,16 @@ int64_t ExpertGateUpOutputs(const ExpertShape& shape) {
   return 2 * kTileOutputs * NumOutputBlocks(shape.intermediate);
 }
 
-int64_t ExpertDownOffset(const ExpertShape& shape) {
-  return PackedBytes(ExpertGateUpOutputs(shape), shape.hidden);
+int64_t ExpertDownOffset(const ExpertShape& shape, WeightFormat format) {
+  // Tiles of any format come in multiples of 16 bytes; kernels ask for 64.
+  const int64_t bytes =
+      PackedBytes(ExpertGateUpOutputs(shape), shape.hidden, format);
+  return (bytes + kMatrixAlignment - 1) / kMatrixAlignment * kMatrixAlignment;
 }
 
-int64_t ExpertSlotBytes(const ExpertShape& shape) {
-  const int64_t bytes =
-      ExpertDownOffset(shape) + PackedBytes(shape.hidden, shape.intermediate);
+int64_t ExpertSlotBytes(const ExpertShape& shape, WeightFormat format) {
+  const int64_t bytes = ExpertDownOffset(shape, format) +
+                        PackedBytes(shape.hidden, shape.intermediate, format);
   return (bytes + kSlotAlignment - 1) / kSlotAlignment * kSlotAlignment;
 }
 

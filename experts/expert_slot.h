@@ -5,15 +5,19 @@
 
 #include "experts/expert_shape.h"
 #include "runtime/base/bf16.h"
+#include "runtime/kernels/weight_format.h"
 
 namespace portolan {
 
 // An expert as kernels read it, the contents of a cache slot: gate and up
 // packed (packed_matrix.h) with their blocks of 16 outputs interleaved, gate
 // block i before up block i; then down, packed, at ExpertDownOffset().
-// A multiple of 4096 bytes; the padding is zero.
-int64_t ExpertSlotBytes(const ExpertShape& shape);
-int64_t ExpertDownOffset(const ExpertShape& shape);
+// A multiple of 4096 bytes; the padding is zero. Quantised tiles
+// (quantised_expert.h) take the same places, smaller.
+int64_t ExpertSlotBytes(const ExpertShape& shape,
+                        WeightFormat format = WeightFormat::kBf16);
+int64_t ExpertDownOffset(const ExpertShape& shape,
+                         WeightFormat format = WeightFormat::kBf16);
 
 // Outputs of the interleaved gate and up, padding included.
 int64_t ExpertGateUpOutputs(const ExpertShape& shape);

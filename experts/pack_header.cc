@@ -22,7 +22,7 @@ constexpr std::array<char, 8> kMagic = {'P', 'O', 'R', 'T', 'P', 'A', 'C', 'K'};
 struct Header {
   std::array<char, 8> magic;
   uint32_t version;
-  uint32_t reserved;
+  uint32_t format;  // a WeightFormat
   uint64_t records_begin;
   uint64_t fingerprint;
   std::array<char, 64> numerics;  // zero-padded
@@ -51,6 +51,7 @@ Header HeaderOf(const PackIdentity& identity) {
   Header header{};
   header.magic = kMagic;
   header.version = kVersion;
+  header.format = static_cast<uint32_t>(identity.format);
   header.records_begin = PackRecordsBegin(identity);
   header.fingerprint = identity.fingerprint;
   PORTOLAN_CHECK(identity.numerics.size() < header.numerics.size());
@@ -63,36 +64,51 @@ Header HeaderOf(const PackIdentity& identity) {
   return header;
 }
 
-constexpr char kRemedy[] = "; run portolan pack again, or delete the file";
+// Says what is wrong with the pack file `path` of which `format` is wanted.
+struct Fault {
+  const std::string& path;
+  WeightFormat format;
 
-absl::Status Damaged(const std::string& path, std::string_view what) {
-  return absl::DataLossError(absl::StrCat(
-      "expert pack ", path,
-      " is damaged: ", absl::string_view(what.data(), what.size()), kRemedy));
-}
+  absl::Status Damaged(std::string_view what) const {
+    return absl::DataLossError(absl::StrCat("expert pack ", path,
+                                            " is damaged: ", std::string(what),
+                                            PackRemedy(format)));
+  }
 
-absl::Status Stale(const std::string& path, std::string_view field,
-                   const std::string& found, const std::string& wanted) {
-  return absl::FailedPreconditionError(
-      absl::StrCat("expert pack ", path, " is stale: its ",
-                   absl::string_view(field.data(), field.size()), " is ", found,
-                   ", the model's ", wanted, kRemedy));
+  absl::Status Stale(std::string_view field, const std::string& found,
+                     const std::string& wanted) const {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "expert pack ", path, " is stale: its ", std::string(field), " is ",
+        found, ", the model's ", wanted, PackRemedy(format)));
+  }
+};
+
+std::string FormatText(uint32_t format) {
+  return format > static_cast<uint32_t>(WeightFormat::kInt4)
+             ? absl::StrCat("number ", format)
+             : std::string(WeightFormatName(static_cast<WeightFormat>(format)));
 }
 
 // Compares what a reader needs to understand the rest, field by field.
-absl::Status CheckFresh(const std::string& path, const Header& found,
+absl::Status CheckFresh(const Fault& fault, const Header& found,
                         const Header& wanted) {
   if (found.fingerprint != wanted.fingerprint) {
-    return Stale(path, "model fingerprint",
-                 absl::StrFormat("%016x", found.fingerprint),
-                 absl::StrFormat("%016x", wanted.fingerprint));
+    return fault.Stale("model fingerprint",
+                       absl::StrFormat("%016x", found.fingerprint),
+                       absl::StrFormat("%016x", wanted.fingerprint));
+  }
+  if (found.format != wanted.format) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "expert pack ", fault.path, " is stale: its weight format is ",
+        FormatText(found.format), ", wanted is ", FormatText(wanted.format),
+        PackRemedy(fault.format)));
   }
   if (found.numerics != wanted.numerics) {
     const auto text = [](const Header& header) {
       return std::string(header.numerics.data(),
                          strnlen(header.numerics.data(), 64));
     };
-    return Stale(path, "numerics", text(found), text(wanted));
+    return fault.Stale("numerics", text(found), text(wanted));
   }
   const auto shape = [](const Header& h) {
     return absl::StrCat(h.num_layers, " layers of ", h.num_experts,
@@ -100,12 +116,21 @@ absl::Status CheckFresh(const std::string& path, const Header& found,
                         h.slot_bytes, " bytes");
   };
   if (shape(found) != shape(wanted)) {
-    return Stale(path, "shape", shape(found), shape(wanted));
+    return fault.Stale("shape", shape(found), shape(wanted));
   }
   return absl::OkStatus();
 }
 
 }  // namespace
+
+std::string PackRemedy(WeightFormat format) {
+  const std::string flag =
+      format == WeightFormat::kBf16
+          ? ""
+          : absl::StrCat(" --quantize ", std::string(WeightFormatName(format)));
+  return absl::StrCat("; run portolan pack", flag,
+                      " again, or delete the file");
+}
 
 uint64_t PackRecordsBegin(const PackIdentity& identity) {
   return kDirectAlignment + AlignUp(NumRecords(identity) * sizeof(uint64_t));
@@ -127,18 +152,19 @@ std::vector<std::byte> EncodePackHeader(const PackIdentity& identity,
 absl::StatusOr<std::vector<uint64_t>> DecodePackHeader(
     const std::string& path, std::span<const std::byte> head,
     const PackIdentity& expected) {
+  const Fault fault{path, expected.format};
   Header found{};
-  if (head.size() < sizeof(found)) return Damaged(path, "it has no header");
+  if (head.size() < sizeof(found)) return fault.Damaged("it has no header");
   std::memcpy(&found, head.data(), sizeof(found));
-  if (found.magic != kMagic) return Damaged(path, "it is no expert pack");
+  if (found.magic != kMagic) return fault.Damaged("it is no expert pack");
   if (found.version != kVersion) {
-    return Stale(path, "format version", absl::StrCat(found.version),
-                 absl::StrCat(kVersion));
+    return fault.Stale("format version", absl::StrCat(found.version),
+                       absl::StrCat(kVersion));
   }
   if (found.header_hash != HashOf(found)) {
-    return Damaged(path, "the hash of its header is wrong");
+    return fault.Damaged("the hash of its header is wrong");
   }
-  if (absl::Status fresh = CheckFresh(path, found, HeaderOf(expected));
+  if (absl::Status fresh = CheckFresh(fault, found, HeaderOf(expected));
       !fresh.ok()) {
     return fresh;
   }
@@ -146,11 +172,11 @@ absl::StatusOr<std::vector<uint64_t>> DecodePackHeader(
   const std::span<const std::byte> table =
       head.subspan(std::min<size_t>(head.size(), kDirectAlignment));
   const size_t table_bytes = hashes.size() * sizeof(uint64_t);
-  if (table.size() < table_bytes) return Damaged(path, "it is truncated");
+  if (table.size() < table_bytes) return fault.Damaged("it is truncated");
   std::memcpy(hashes.data(), table.data(), table_bytes);
   if (Hash64(std::as_bytes(std::span(hashes)), expected.fingerprint) !=
       found.table_hash) {
-    return Damaged(path, "the hash of its table is wrong");
+    return fault.Damaged("the hash of its table is wrong");
   }
   return hashes;
 }

@@ -15,6 +15,10 @@ namespace portolan {
 // Header and table of a pack file as its first bytes; expert_pack.h has the
 // layout. Pure.
 
+// "; run portolan pack --quantize int8 again, or delete the file": what ends
+// the message about a pack that is of no use.
+std::string PackRemedy(WeightFormat format);
+
 // Bytes before the first record.
 uint64_t PackRecordsBegin(const PackIdentity& identity);
 

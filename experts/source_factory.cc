@@ -28,6 +28,20 @@ std::unique_ptr<RecordFormat> UsablePack(const ExpertSourceOptions& options,
   return nullptr;
 }
 
+// The pack without which experts of a quantised format do not exist.
+absl::StatusOr<std::unique_ptr<RecordFormat>> QuantisedPack(
+    const ExpertSourceOptions& options, const PackIdentity& identity) {
+  const std::string path = FindPack(options.model_dir, options.pack_dir,
+                                    identity.fingerprint, identity.format);
+  if (!path.empty()) return PackFormat::Open(path, identity);
+  const std::string format(WeightFormatName(identity.format));
+  return absl::NotFoundError(absl::StrCat(
+      "there is no pack of ", format, " experts (",
+      PackFileName(identity.format), ") in ", options.model_dir,
+      options.pack_dir.empty() ? "" : absl::StrCat(" or ", options.pack_dir),
+      "; write it with portolan pack --quantize ", format));
+}
+
 }  // namespace
 
 absl::StatusOr<ChosenSource> MakeExpertSource(
@@ -35,8 +49,12 @@ absl::StatusOr<ChosenSource> MakeExpertSource(
     std::span<const ExpertId> owned,
     absl::FunctionRef<ExpertExtents(ExpertId)> extents_of) {
   ChosenSource chosen;
-  std::unique_ptr<RecordFormat> format =
-      UsablePack(options, identity, chosen.notices);
+  std::unique_ptr<RecordFormat> format;
+  if (identity.format != WeightFormat::kBf16) {
+    PORTOLAN_ASSIGN_OR_RETURN(format, QuantisedPack(options, identity));
+  } else {
+    format = UsablePack(options, identity, chosen.notices);
+  }
   if (format == nullptr) {
     PORTOLAN_ASSIGN_OR_RETURN(
         format, CheckpointFormat::Open(identity.shape, owned, extents_of));

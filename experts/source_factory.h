@@ -34,11 +34,14 @@ struct ChosenSource {
 };
 
 // The source that a rank's experts come from: a fresh expert pack if there is
+// The source that a rank's experts come from: a fresh expert pack if there is
 // one (FindPack), else the checkpoint, or a copy of either in host memory;
 // throttled if a link is given. `extents_of` says where an expert lies in the
 // checkpoint.
 // Errors: those of CheckpointFormat::Open(), MakeFileReader() and
-// HostSource::Load(). A stale or damaged pack is a notice.
+// HostSource::Load(). A stale or damaged pack is a notice. Experts of a
+// quantised format come from a pack only: without one kNotFound, naming the
+// file and the remedy; otherwise those of PackFormat::Open().
 absl::StatusOr<ChosenSource> MakeExpertSource(
     const ExpertSourceOptions& options, const PackIdentity& identity,
     std::span<const ExpertId> owned,

@@ -143,12 +143,13 @@ TEST_F(ExpertPackTest, APackOfAnotherModelIsStaleByName) {
 
 TEST_F(ExpertPackTest, EachFieldThatDiffersIsStale) {
   ASSERT_TRUE(Write().ok());
-  std::vector<PackIdentity> others(5, Identity());
+  std::vector<PackIdentity> others(6, Identity());
   others[0].numerics = "order2-bf16";
   others[1].num_layers = 3;
   others[2].num_experts = 4;
   others[3].shape.hidden = 64;
   others[4].slot_bytes = 4096;
+  others[5].format = WeightFormat::kInt4;
   for (const PackIdentity& other : others) {
     EXPECT_TRUE(absl::IsFailedPrecondition(Open(other)));
   }
