@@ -6,20 +6,23 @@
 // reading the weights is what takes the time: lanes are outputs, and a weight
 // becomes its float in a register. Internal to the path_*.cc files.
 //
-// An integer q becomes scale * q without a conversion: put below the leading
-// bit of a float whose unit in the last place is the scale, it only needs that
-// float subtracted again. All of it is exact.
+// Scales of kInt8 are powers of two, and those commute with rounding as long as
+// nothing overflows or becomes denormal: x * (scale * q), summed over a block,
+// has the bits of (x * q, summed) * scale. Where all x are zero or between
+// 2^-60 and 2^60 that is so, for scales lie between 2^-40 and 2^40 and the
+// least bit of a product, 2^-107, is far above the denormals; the scale then
+// costs one operation a block instead of one a weight.
 
 namespace portolan {
 namespace {
 
 // Rows that a register tile takes, with their even and odd chains.
 constexpr int kQuantisedRows = kWidth == 16 ? 4 : 3;
-// Output blocks of a tile: two streams keep memory busier than one.
-template <int kRows>
-constexpr int kInt8Blocks = kWidth == 16 || kRows == 1 ? 2 : 1;
-template <int kRows>
-constexpr int kInt4Blocks = kWidth == 16 ? 2 : 1;
+// Rows up to which such tiles are faster than unpacking.
+constexpr int kFewInt8Rows = 2 * kQuantisedRows;
+constexpr int kFewInt4Rows = kQuantisedRows;
+// Output blocks of a tile.
+constexpr int kQuantisedBlocks = kWidth == 16 ? 2 : 1;
 
 // Bytes by which the prefetch runs ahead of the loads.
 constexpr int64_t kQuantisedAhead = 4096;
@@ -62,43 +65,52 @@ inline UintVec ScaleBytes(const uint8_t* from) {
   return (UintVec)WidenBytes(from) & 0xffu;
 }
 
-// 1.5 * 2^23 times each scale: integers of 22 bits fit below its leading bits.
-inline Vec Int8Magic(const uint8_t* scales) {
-  return (Vec)(((ScaleBytes(scales) + 23u) << 23) | 0x400000u);
+inline Vec Int8Scales(const uint8_t* scales) {
+  return (Vec)(ScaleBytes(scales) << 23);
 }
 
-inline Vec Int8Weights(const uint8_t* q, Vec magic) {
-  return (Vec)(WidenBytes(q) + (IntVec)magic) - magic;
+inline Vec Int8Integers(const uint8_t* q) {
+  return __builtin_convertvector(WidenBytes(q), Vec);
 }
 
 inline Vec Int4Scales(const uint8_t* scales) {
   return (Vec)((ScaleBytes(scales) << 20) + kInt4ScaleBase);
 }
 
-// The nibble at bits [4 i, 4 i + 4) of each word, i < 4.
+// A nibble of a word, left where it stands: as an integer it counts so many
+// times too much, and 8 too much unless it is the last.
 struct NibblePlace {
   uint32_t mask;
-  uint32_t magic;    // bits of the float whose unit lies at bit 4 i
-  float minus_zero;  // - (that float + 8)
+  float unit;
+  float zero;
 };
-constexpr NibblePlace kNibblePlaces[4] = {
-    {0xf, Exponent(127 + 23), -8388616.0f},
-    {0xf0, Exponent(127 + 19), -524296.0f},
-    {0xf00, Exponent(127 + 15), -32776.0f},
-    {0xf000, Exponent(127 + 11), -2056.0f}};
+constexpr NibblePlace kNibblePlaces[8] = {
+    {0xfu, 0x1p0f, -8.0f},         {0xf0u, 0x1p-4f, -8.0f},
+    {0xf00u, 0x1p-8f, -8.0f},      {0xf000u, 0x1p-12f, -8.0f},
+    {0xf0000u, 0x1p-16f, -8.0f},   {0xf00000u, 0x1p-20f, -8.0f},
+    {0xf000000u, 0x1p-24f, -8.0f}, {0xf0000000u, 0x1p-28f, 0.0f}};
 
-// scale * (nibble - 8) in one fused step: `shift` is scale * minus_zero, exact
-// because scales have four significant bits.
-inline Vec Int4Weights(const uint8_t* words, const NibblePlace& place,
-                       Vec scale, Vec shift) {
-  const UintVec raised = (LoadWords(words) & place.mask) | place.magic;
-  return MultiplyAdd((Vec)raised, scale, shift);
+// scale * q in one fused step, exactly: `unit` is scale * place.unit, `zero`
+// scale * place.zero.
+inline Vec Int4Weights(const uint8_t* words, uint32_t mask, Vec unit,
+                       Vec zero) {
+  const IntVec masked = (IntVec)(LoadWords(words) & mask);
+  return MultiplyAdd(__builtin_convertvector(masked, Vec), unit, zero);
 }
 
 template <int kRows, int kBlocks>
 struct Chains {
   Vec v[kRows][kBlocks][kParts];
 };
+
+template <int kBlocks, typename Visit>
+inline void ForBlocks(Visit visit) {
+  PORTOLAN_UNROLL
+  for (int b = 0; b < kBlocks; ++b) {
+    PORTOLAN_UNROLL
+    for (int p = 0; p < kParts; ++p) visit(b, p);
+  }
+}
 
 // The running sums, in or out of memory.
 template <int kRows, int kBlocks, typename Visit>
@@ -158,6 +170,19 @@ inline void Step(const QuantisedTile& t, const float* x,
   }
 }
 
+// The same where the chains lack the scale of each output.
+template <int kRows, int kBlocks>
+inline void AddScaledChains(const QuantisedTile& t,
+                            const Chains<kRows, kBlocks>& a,
+                            const Chains<kRows, kBlocks>& b,
+                            const Vec (&scale)[kBlocks][kParts],
+                            Chains<kRows, kBlocks>& sum) {
+  ForSums<kRows, kBlocks>(t, [&](int r, int block, int p, const float*) {
+    sum.v[r][block][p] = MultiplyAdd(a.v[r][block][p] + b.v[r][block][p],
+                                     scale[block][p], sum.v[r][block][p]);
+  });
+}
+
 template <int64_t kBytes, int kBlocks>
 inline void PrefetchTiles(const QuantisedTile& t, const uint8_t* w) {
   PORTOLAN_UNROLL
@@ -169,7 +194,18 @@ inline void PrefetchTiles(const QuantisedTile& t, const uint8_t* w) {
   }
 }
 
-template <int kRows, int kBlocks>
+// The scales of a K block of tiles that begin at `w`.
+template <int kBlocks>
+inline void LoadScales(const QuantisedTile& t, const uint8_t* w,
+                       Vec (*scales)(const uint8_t*),
+                       Vec (&scale)[kBlocks][kParts]) {
+  ForBlocks<kBlocks>([&](int block, int p) {
+    scale[block][p] = scales(w + block * t.w_block_stride + p * kWidth);
+  });
+}
+
+// kInRange: the scale of a block comes last.
+template <int kRows, int kBlocks, bool kInRange>
 void MultiplyInt8(const QuantisedTile& t) {
   using Sums = Chains<kRows, kBlocks>;
   Sums sum = LoadChains<kRows, kBlocks>(t);
@@ -178,34 +214,27 @@ void MultiplyInt8(const QuantisedTile& t) {
   for (int64_t kb = 0; kb < t.k_blocks;
        ++kb, x += kBlockK, w += kInt8TileBytes) {
     PrefetchTiles<kInt8TileBytes, kBlocks>(t, w);
-    Vec magic[kBlocks][kParts];
-    PORTOLAN_UNROLL
-    for (int b = 0; b < kBlocks; ++b) {
-      PORTOLAN_UNROLL
-      for (int p = 0; p < kParts; ++p) {
-        magic[b][p] =
-            Int8Magic(w + b * t.w_block_stride + kInt8Scales + p * kWidth);
-      }
-    }
+    Vec scale[kBlocks][kParts];
+    LoadScales<kBlocks>(t, w + kInt8Scales, Int8Scales, scale);
     Sums chain[2] = {};
     for (int64_t pair = 0; pair < kBlockK / 2; ++pair) {
       PORTOLAN_UNROLL
       for (int parity = 0; parity < 2; ++parity) {
         const int64_t k = 2 * pair + parity;
         Vec weights[kBlocks][kParts];
-        PORTOLAN_UNROLL
-        for (int b = 0; b < kBlocks; ++b) {
-          PORTOLAN_UNROLL
-          for (int p = 0; p < kParts; ++p) {
-            weights[b][p] =
-                Int8Weights(w + b * t.w_block_stride + k * kLanes + p * kWidth,
-                            magic[b][p]);
-          }
-        }
+        ForBlocks<kBlocks>([&](int block, int p) {
+          weights[block][p] = Int8Integers(w + block * t.w_block_stride +
+                                           k * kLanes + p * kWidth);
+          if (!kInRange) weights[block][p] *= scale[block][p];
+        });
         Step<kRows, kBlocks>(t, x + k, weights, chain[parity]);
       }
     }
-    AddChains(t, chain[0], chain[1], sum);
+    if (kInRange) {
+      AddScaledChains(t, chain[0], chain[1], scale, sum);
+    } else {
+      AddChains(t, chain[0], chain[1], sum);
+    }
   }
   StoreChains(t, sum);
 }
@@ -219,41 +248,26 @@ void MultiplyInt4(const QuantisedTile& t) {
   for (int64_t kb = 0; kb < t.k_blocks; ++kb, w += kInt4TileBytes) {
     PrefetchTiles<kInt4TileBytes, kBlocks>(t, w);
     Vec scale[kBlocks][kParts];
-    PORTOLAN_UNROLL
-    for (int b = 0; b < kBlocks; ++b) {
-      PORTOLAN_UNROLL
-      for (int p = 0; p < kParts; ++p) {
-        scale[b][p] =
-            Int4Scales(w + b * t.w_block_stride + kInt4Scales + p * kWidth);
-      }
-    }
+    LoadScales<kBlocks>(t, w + kInt4Scales, Int4Scales, scale);
     Sums chain[2] = {};
-    for (int64_t nibble = 0; nibble < 8; ++nibble, x += 4) {
-      const NibblePlace& place = kNibblePlaces[nibble % 4];
-      // The upper half of a word is the lower one two bytes on.
-      const uint8_t* words = w + nibble / 4 * 2;
-      Vec shift[kBlocks][kParts];
-      PORTOLAN_UNROLL
-      for (int b = 0; b < kBlocks; ++b) {
-        PORTOLAN_UNROLL
-        for (int p = 0; p < kParts; ++p) {
-          shift[b][p] = scale[b][p] * place.minus_zero;
-        }
-      }
+    for (const NibblePlace& place : kNibblePlaces) {
+      Vec unit[kBlocks][kParts];
+      Vec zero[kBlocks][kParts];
+      ForBlocks<kBlocks>([&](int block, int p) {
+        unit[block][p] = scale[block][p] * place.unit;
+        zero[block][p] = scale[block][p] * place.zero;
+      });
       PORTOLAN_UNROLL
       for (int j = 0; j < 4; ++j) {
         Vec weights[kBlocks][kParts];
-        PORTOLAN_UNROLL
-        for (int b = 0; b < kBlocks; ++b) {
-          PORTOLAN_UNROLL
-          for (int p = 0; p < kParts; ++p) {
-            weights[b][p] = Int4Weights(
-                words + b * t.w_block_stride + (j * kLanes + p * kWidth) * 4,
-                place, scale[b][p], shift[b][p]);
-          }
-        }
+        ForBlocks<kBlocks>([&](int block, int p) {
+          weights[block][p] = Int4Weights(
+              w + block * t.w_block_stride + (j * kLanes + p * kWidth) * 4,
+              place.mask, unit[block][p], zero[block][p]);
+        });
         Step<kRows, kBlocks>(t, x + j, weights, chain[j % 2]);
       }
+      x += 4;
     }
     AddChains(t, chain[0], chain[1], sum);
   }
@@ -262,28 +276,39 @@ void MultiplyInt4(const QuantisedTile& t) {
 
 using QuantisedFunction = void (*)(const QuantisedTile&);
 
-// By number of rows - 1; [1] is for the last block of an odd number.
-constexpr QuantisedFunction kInt8Functions[4][2] = {
-    {MultiplyInt8<1, kInt8Blocks<1>>, MultiplyInt8<1, 1>},
-    {MultiplyInt8<2, kInt8Blocks<2>>, MultiplyInt8<2, 1>},
-    {MultiplyInt8<3, kInt8Blocks<3>>, MultiplyInt8<3, 1>},
-    {MultiplyInt8<kQuantisedRows, kInt8Blocks<4>>,
-     MultiplyInt8<kQuantisedRows, 1>}};
-constexpr int kInt8BlocksOf[4] = {kInt8Blocks<1>, kInt8Blocks<2>,
-                                  kInt8Blocks<3>, kInt8Blocks<4>};
-constexpr QuantisedFunction kInt4Functions[4][2] = {
-    {MultiplyInt4<1, kInt4Blocks<1>>, MultiplyInt4<1, 1>},
-    {MultiplyInt4<2, kInt4Blocks<2>>, MultiplyInt4<2, 1>},
-    {MultiplyInt4<3, kInt4Blocks<3>>, MultiplyInt4<3, 1>},
-    {MultiplyInt4<kQuantisedRows, kInt4Blocks<4>>,
-     MultiplyInt4<kQuantisedRows, 1>}};
-constexpr int kInt4BlocksOf[4] = {kInt4Blocks<1>, kInt4Blocks<2>,
-                                  kInt4Blocks<3>, kInt4Blocks<4>};
+// By number of rows - 1.
+template <int kBlocks>
+constexpr QuantisedFunction kInt8Any[4] = {
+    MultiplyInt8<1, kBlocks, false>, MultiplyInt8<2, kBlocks, false>,
+    MultiplyInt8<3, kBlocks, false>,
+    MultiplyInt8<kQuantisedRows, kBlocks, false>};
+template <int kBlocks>
+constexpr QuantisedFunction kInt8InRange[4] = {
+    MultiplyInt8<1, kBlocks, true>, MultiplyInt8<2, kBlocks, true>,
+    MultiplyInt8<3, kBlocks, true>,
+    MultiplyInt8<kQuantisedRows, kBlocks, true>};
+template <int kBlocks>
+constexpr QuantisedFunction kInt4Any[4] = {
+    MultiplyInt4<1, kBlocks>, MultiplyInt4<2, kBlocks>,
+    MultiplyInt4<3, kBlocks>, MultiplyInt4<kQuantisedRows, kBlocks>};
 
-// args.rows <= kQuantisedRows.
+// All rows over one group of output blocks, in register tiles of almost equal
+// size.
+inline void MultiplyRows(const QuantisedFunction (&functions)[4], int64_t rows,
+                         QuantisedTile tile) {
+  const int64_t tiles = (rows + kQuantisedRows - 1) / kQuantisedRows;
+  for (int64_t left = tiles; left > 0; --left) {
+    const int64_t now = (rows + left - 1) / left;
+    functions[now - 1](tile);
+    tile.x += now * tile.x_stride;
+    tile.c += now * tile.c_stride;
+    rows -= now;
+  }
+}
+
 inline void MultiplyQuantised(const MultiplyArgs& args,
-                              const QuantisedFunction (&functions)[2],
-                              int blocks) {
+                              const QuantisedFunction (&whole)[4],
+                              const QuantisedFunction (&single)[4]) {
   QuantisedTile tile;
   tile.x = static_cast<const float*>(args.x) + args.first_k_block * kBlockK;
   tile.x_stride = args.x_k_blocks * kBlockK;
@@ -293,22 +318,40 @@ inline void MultiplyQuantised(const MultiplyArgs& args,
   tile.accumulate = args.accumulate;
   tile.w_last = static_cast<const uint8_t*>(args.w_end) - 1;
   for (int64_t block = 0; block < args.num_blocks;) {
-    const bool whole = block + blocks <= args.num_blocks;
+    const bool is_whole = block + kQuantisedBlocks <= args.num_blocks;
     tile.w = static_cast<const uint8_t*>(args.w) + block * args.w_block_stride;
     tile.c = args.c + block * kLanes;
-    functions[whole ? 0 : 1](tile);
-    block += whole ? blocks : 1;
+    MultiplyRows(is_whole ? whole : single, args.rows, tile);
+    block += is_whole ? kQuantisedBlocks : 1;
   }
 }
 
 void MultiplyInt8Rows(const MultiplyArgs& args) {
-  const int64_t i = args.rows - 1;
-  MultiplyQuantised(args, kInt8Functions[i], kInt8BlocksOf[i]);
+  MultiplyQuantised(args, kInt8Any<kQuantisedBlocks>, kInt8Any<1>);
+}
+
+void MultiplyInt8InRange(const MultiplyArgs& args) {
+  MultiplyQuantised(args, kInt8InRange<kQuantisedBlocks>, kInt8InRange<1>);
 }
 
 void MultiplyInt4Rows(const MultiplyArgs& args) {
-  const int64_t i = args.rows - 1;
-  MultiplyQuantised(args, kInt4Functions[i], kInt4BlocksOf[i]);
+  MultiplyQuantised(args, kInt4Any<kQuantisedBlocks>, kInt4Any<1>);
+}
+
+// True if every x is zero or between 2^-60 and 2^60. `count` is a multiple of
+// 32.
+bool InRange(const void* x, int64_t count) {
+  const auto* from = static_cast<const uint8_t*>(x);
+  constexpr uint32_t kLeast = Exponent(127 - 60);
+  constexpr uint32_t kSpan = Exponent(127 + 60) - kLeast;
+  IntVec outside = {};
+  for (int64_t i = 0; i < count; i += kWidth) {
+    const UintVec bits = LoadWords(from + i * 4) & 0x7fffffffu;
+    outside |= (IntVec)((bits - kLeast > kSpan) & (bits != 0u));
+  }
+  int32_t any = 0;
+  for (int i = 0; i < kWidth; ++i) any |= outside[i];
+  return any == 0;
 }
 
 // Two floats that are bf16 as they stand, as a pair of inputs.
@@ -322,12 +365,12 @@ void UnpackInt8(const void* tiles, int64_t num_tiles, uint16_t* to) {
   for (int64_t t = 0; t < num_tiles; ++t, w += kInt8TileBytes) {
     PORTOLAN_UNROLL
     for (int p = 0; p < kParts; ++p) {
-      const Vec magic = Int8Magic(w + kInt8Scales + p * kWidth);
+      const Vec scale = Int8Scales(w + kInt8Scales + p * kWidth);
       const uint8_t* q = w + p * kWidth;
       uint16_t* pair = to + t * kTileSize + p * 2 * kWidth;
       for (int64_t k = 0; k < kBlockK; k += 2, pair += 2 * kLanes) {
-        StorePair(Int8Weights(q + k * kLanes, magic),
-                  Int8Weights(q + (k + 1) * kLanes, magic), pair);
+        StorePair(Int8Integers(q + k * kLanes) * scale,
+                  Int8Integers(q + (k + 1) * kLanes) * scale, pair);
       }
     }
   }
@@ -339,16 +382,16 @@ void UnpackInt4(const void* tiles, int64_t num_tiles, uint16_t* to) {
     PORTOLAN_UNROLL
     for (int p = 0; p < kParts; ++p) {
       const Vec scale = Int4Scales(w + kInt4Scales + p * kWidth);
+      const uint8_t* words = w + p * kWidth * 4;
       uint16_t* pair = to + t * kTileSize + p * 2 * kWidth;
-      for (int64_t nibble = 0; nibble < 8; ++nibble) {
-        const NibblePlace& place = kNibblePlaces[nibble % 4];
-        const Vec shift = scale * place.minus_zero;
-        const uint8_t* words = w + nibble / 4 * 2 + p * kWidth * 4;
+      for (const NibblePlace& place : kNibblePlaces) {
+        const Vec unit = scale * place.unit;
+        const Vec zero = scale * place.zero;
         PORTOLAN_UNROLL
         for (int j = 0; j < 4; j += 2, pair += 2 * kLanes) {
           StorePair(
-              Int4Weights(words + j * kLanes * 4, place, scale, shift),
-              Int4Weights(words + (j + 1) * kLanes * 4, place, scale, shift),
+              Int4Weights(words + j * kLanes * 4, place.mask, unit, zero),
+              Int4Weights(words + (j + 1) * kLanes * 4, place.mask, unit, zero),
               pair);
         }
       }
@@ -356,21 +399,24 @@ void UnpackInt4(const void* tiles, int64_t num_tiles, uint16_t* to) {
   }
 }
 
-constexpr QuantisedKernel QuantisedVector(void (*multiply)(const MultiplyArgs&),
+constexpr QuantisedKernel QuantisedVector(int64_t few_rows,
+                                          void (*multiply)(const MultiplyArgs&),
                                           void (*unpack)(const void*, int64_t,
                                                          uint16_t*)) {
   QuantisedKernel kernel;
   kernel.few.row_group = kQuantisedRows;
   kernel.few.prepare = WidenRows<uint16_t>;
   kernel.few.multiply = multiply;
-  kernel.few_rows = kQuantisedRows;
+  kernel.few_rows = few_rows;
   kernel.unpack = unpack;
   return kernel;
 }
 
 constexpr KernelTable WithQuantised(KernelTable table) {
-  table.int8 = QuantisedVector(MultiplyInt8Rows, UnpackInt8);
-  table.int4 = QuantisedVector(MultiplyInt4Rows, UnpackInt4);
+  table.int8 = QuantisedVector(kFewInt8Rows, MultiplyInt8Rows, UnpackInt8);
+  table.int8.multiply_in_range = MultiplyInt8InRange;
+  table.int8.in_range = InRange;
+  table.int4 = QuantisedVector(kFewInt4Rows, MultiplyInt4Rows, UnpackInt4);
   return table;
 }
 

@@ -54,7 +54,8 @@ void UnpackInt4Reference(const void* tiles, int64_t num_tiles, uint16_t* to) {
         // Input 4 n + w: nibble n of word w, in little-endian bytes.
         const int64_t nibble = k / 4;
         const uint8_t both = tile[(k % 4 * kLanes + i) * 4 + nibble / 2];
-        const int q = (nibble % 2 == 0 ? both & 15 : both >> 4) - 8;
+        const int stored = nibble % 2 == 0 ? both & 15 : both >> 4;
+        const int q = (nibble == 7 ? stored ^ 8 : stored) - 8;
         const float scale = FloatOfBits(
             (uint32_t{tile[kInt4Scales + i]} << 20) + kInt4ScaleBase);
         to[t * kTileSize + (k / 2 * kLanes + i) * 2 + k % 2] =

@@ -49,6 +49,10 @@ struct GemmKernel {
 struct QuantisedKernel {
   GemmKernel few;
   int64_t few_rows = 0;
+  // Or null: the same bits in less time, where in_range() holds of all that
+  // `prepare` wrote.
+  void (*multiply_in_range)(const MultiplyArgs& args) = nullptr;
+  bool (*in_range)(const void* x, int64_t count) = nullptr;
   void (*unpack)(const void* tiles, int64_t num_tiles, uint16_t* to) = nullptr;
 };
 

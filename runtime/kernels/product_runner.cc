@@ -123,6 +123,12 @@ void ProductRunner::RunTask(const Product& product, const ProductTask& task,
       rows[i] = x.Row(RowOf(product.x_rows, row + i));
     }
     kernel.prepare(rows, args.rows, x.cols, k_blocks, prepared);
+    const auto multiply =
+        direct && quantised->multiply_in_range != nullptr &&
+                quantised->in_range(prepared,
+                                    args.rows * k_blocks * kTileInputs)
+            ? quantised->multiply_in_range
+            : kernel.multiply;
     for (int64_t block = task.block_begin; block < task.block_end;
          block += kBlocksPerCall) {
       args.w = w + block * block_bytes;
@@ -134,7 +140,7 @@ void ProductRunner::RunTask(const Product& product, const ProductTask& task,
         args.w = unpacked;
         args.w_end = unpacked + num_tiles * kTileElements;
       }
-      kernel.multiply(args);
+      multiply(args);
       Finish(product, row, args.rows, block, args.num_blocks, workspace);
     }
   }

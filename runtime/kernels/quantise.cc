@@ -16,7 +16,7 @@ namespace {
 constexpr int kGroup = static_cast<int>(kTileInputs);
 constexpr int kOutputs = static_cast<int>(kTileOutputs);
 
-constexpr int kLeastInt8Scale = 1;
+constexpr int kLeastInt8Scale = 87;
 constexpr int kLargestInt8Scale = 167;
 constexpr int kLargestInt4Scale = 255;
 // Scales below the one that fits the largest weight that are tried for kInt4.
@@ -129,7 +129,8 @@ void StoreGroup(WeightFormat format, const Choice& choice, int output,
     uint32_t nibbles = 0;
     for (int n = 0; n < 8; ++n) {
       const int q = choice.q[static_cast<size_t>(4 * n + word)];
-      nibbles |= static_cast<uint32_t>(q + 8) << (4 * n);
+      const int stored = n == 7 ? q & 15 : q + 8;
+      nibbles |= static_cast<uint32_t>(stored) << (4 * n);
     }
     std::memcpy(tile + (word * kOutputs + output) * 4, &nibbles, 4);
   }
@@ -143,7 +144,9 @@ int QuantisedValue(WeightFormat format, const std::byte* tile, int k,
   }
   uint32_t nibbles = 0;
   std::memcpy(&nibbles, tile + (k % 4 * kOutputs + output) * 4, 4);
-  return static_cast<int>(nibbles >> (k / 4 * 4) & 15u) - 8;
+  const int n = k / 4;
+  const int stored = static_cast<int>(nibbles >> (4 * n) & 15u);
+  return n == 7 ? (stored ^ 8) - 8 : stored - 8;
 }
 
 }  // namespace

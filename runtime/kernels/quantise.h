@@ -26,7 +26,9 @@ struct QuantisationError {
 // Quantises bf16 tiles (packed_matrix.h) one by one: `to` receives
 // num_tiles * TileBytes(format) bytes. A tile of kInt8 is [32 inputs]
 // [16 outputs] bytes, then 16 scales; one of kInt4 is [4][16 outputs] words of
-// eight nibbles q + 8, then 16 scales: nibble n of word w is input 4 n + w.
+// eight nibbles, then 16 scales: nibble n of word w is input 4 n + w, as q + 8,
+// but for n = 7 as q in two's complement (so that a word with the others masked
+// out is, as an integer, a multiple of what it stands for).
 //
 // For each group the scale that gives the least sum of squared errors is
 // searched among those that fit its largest weight. False if a weight is not

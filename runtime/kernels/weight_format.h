@@ -15,7 +15,7 @@ namespace portolan {
 //
 //   format  q            scale                             bytes per weight
 //   kBf16   -            -                                 2
-//   kInt8   -127 .. 127  2^(byte - 127), byte 1 .. 167     1.03125
+//   kInt8   -127 .. 127  2^(byte - 127), byte 87 .. 167    1.03125
 //   kInt4   -8 .. 7      (8 + byte % 8) * 2^(byte / 8 - 27)  0.53125
 enum class WeightFormat : uint8_t { kBf16, kInt8, kInt4 };
 
