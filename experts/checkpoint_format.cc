@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "experts/expert_slot.h"
 #include "experts/weight_conversion.h"
 #include "runtime/base/check.h"
@@ -25,25 +26,30 @@ int32_t FileIndex(const std::string& file, std::vector<std::string>& files) {
 
 ExpertReadPlan PlanExpertRead(const ExpertExtents& extents,
                               std::vector<std::string>& files) {
+  ExpertReadPlan plan;
   struct Range {
-    size_t matrix = 0;
+    uint64_t* landing = nullptr;  // of the plan
     int32_t file = 0;
     uint64_t begin = 0;
     uint64_t end = 0;
   };
-  std::array<Range, 3> ranges;
+  std::vector<Range> ranges;
   size_t matrix = 0;
   for (const TensorExtent* extent :
        {&extents.gate, &extents.up, &extents.down}) {
-    ranges[matrix] = {matrix, FileIndex(extent->file, files), extent->offset,
-                      extent->offset + extent->bytes};
+    ranges.push_back({&plan.landing[matrix], FileIndex(extent->file, files),
+                      extent->offset, extent->offset + extent->bytes});
+    if (const auto& scales = extent->scales; scales) {
+      ranges.push_back({&plan.scale_landing[matrix],
+                        FileIndex(scales->file, files), scales->offset,
+                        scales->offset + scales->bytes});
+    }
     ++matrix;
   }
   std::ranges::sort(ranges, {}, [](const Range& range) {
     return std::pair(range.file, range.begin);
   });
 
-  ExpertReadPlan plan;
   for (const Range& range : ranges) {
     FileSegment* last = plan.segments.empty() ? nullptr : &plan.segments.back();
     if (last == nullptr || last->file != range.file ||
@@ -59,8 +65,7 @@ ExpertReadPlan PlanExpertRead(const ExpertExtents& extents,
     }
     last->needed_end = std::max(last->needed_end, range.end);
     last->bytes = AlignUp(last->needed_end) - last->offset;
-    plan.landing[range.matrix] =
-        last->landing_offset + (range.begin - last->offset);
+    *range.landing = last->landing_offset + (range.begin - last->offset);
     plan.landing_bytes = last->landing_offset + last->bytes;
   }
   return plan;
@@ -82,6 +87,9 @@ absl::StatusOr<std::unique_ptr<CheckpointFormat>> CheckpointFormat::Open(
     Entry entry{.plan = PlanExpertRead(extents, files)};
     for (size_t i = 0; i < matrices.size(); ++i) {
       entry.dtypes[i] = matrices[i]->dtype;
+      entry.scales[i] = matrices[i]->scales;
+      PORTOLAN_CHECK(entry.scales[i].has_value() ==
+                     (entry.dtypes[i] == TensorDtype::kF8E4M3));
       PORTOLAN_CHECK(matrices[i]->bytes ==
                      elements *
                          static_cast<uint64_t>(BytesOf(matrices[i]->dtype)));
@@ -105,9 +113,13 @@ const CheckpointFormat::Entry& CheckpointFormat::At(ExpertId id) const {
 }
 
 int64_t CheckpointFormat::LogicalBytes(ExpertId id) const {
+  const Entry& entry = At(id);
   int64_t bytes = 0;
-  for (const TensorDtype dtype : At(id).dtypes) {
+  for (const TensorDtype dtype : entry.dtypes) {
     bytes += BytesOf(dtype) * shape_.hidden * shape_.intermediate;
+  }
+  for (const std::optional<BlockScales>& scales : entry.scales) {
+    if (scales) bytes += static_cast<int64_t>(scales->bytes);
   }
   return bytes;
 }
@@ -119,10 +131,16 @@ const Bf16* CheckpointFormat::Matrix(const Entry& entry, size_t matrix,
   if (dtype == TensorDtype::kBf16 && offset % alignof(Bf16) == 0) {
     return reinterpret_cast<const Bf16*>(landing.data() + offset);
   }
-  ConvertToBf16(dtype,
-                landing.subspan(offset, scratch_.size() * static_cast<size_t>(
-                                                              BytesOf(dtype))),
-                scratch_);
+  const auto stored = landing.subspan(
+      offset, scratch_.size() * static_cast<size_t>(BytesOf(dtype)));
+  if (const std::optional<BlockScales>& scales = entry.scales[matrix]; scales) {
+    const auto scale_bytes =
+        landing.subspan(entry.plan.scale_landing[matrix], scales->bytes);
+    return ConvertBlocksToBf16(*scales, scale_bytes, stored, 0, scratch_)
+               ? scratch_.data()
+               : nullptr;
+  }
+  ConvertToBf16(dtype, stored, scratch_);
   return scratch_.data();
 }
 
@@ -131,9 +149,19 @@ absl::Status CheckpointFormat::Finish(ExpertId id,
                                       std::span<std::byte> slot) {
   PORTOLAN_CHECK(static_cast<int64_t>(slot.size()) == ExpertSlotBytes(shape_));
   const Entry& entry = At(id);
-  PackExpertGate(shape_, Matrix(entry, 0, landing), slot.data());
-  PackExpertUp(shape_, Matrix(entry, 1, landing), slot.data());
-  PackExpertDown(shape_, Matrix(entry, 2, landing), slot.data());
+  using Pack = void (*)(const ExpertShape&, const Bf16*, std::byte*);
+  constexpr std::array<Pack, 3> kPacks = {PackExpertGate, PackExpertUp,
+                                          PackExpertDown};
+  for (size_t i = 0; i < kPacks.size(); ++i) {
+    const Bf16* matrix = Matrix(entry, i, landing);
+    if (matrix == nullptr) {
+      return absl::DataLossError(
+          absl::StrCat(entry.scales[i]->file, ": expert ", ToString(id),
+                       ": a scale is not finite; the scales lie at byte ",
+                       entry.scales[i]->offset));
+    }
+    kPacks[i](shape_, matrix, slot.data());
+  }
   return absl::OkStatus();
 }
 

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -20,11 +21,12 @@
 namespace portolan {
 
 // What a load of an expert reads from a checkpoint: the ranges of its three
-// matrices, widened to whole 4 KiB blocks; ranges that are near each other in
-// one file become one. Pure.
+// matrices, and of their scales where they have any, widened to whole 4 KiB
+// blocks; ranges that are near each other in one file become one. Pure.
 struct ExpertReadPlan {
   std::vector<FileSegment> segments;     // FileSegment::file: index in `files`
   std::array<uint64_t, 3> landing = {};  // first byte of gate, up, down
+  std::array<uint64_t, 3> scale_landing = {};  // and of their scales
   uint64_t landing_bytes = 0;
 };
 
@@ -32,9 +34,9 @@ struct ExpertReadPlan {
 ExpertReadPlan PlanExpertRead(const ExpertExtents& extents,
                               std::vector<std::string>& files);
 
-// Experts as they lie in a checkpoint of bf16, f16 or f32: they land in a
-// staging buffer and are packed as they enter their slot, rounded to bf16 if
-// they are not.
+// Experts as they lie in a checkpoint of bf16, f16, f32 or block-scaled fp8:
+// they land in a staging buffer and are packed as they enter their slot,
+// rounded to bf16 if they are not.
 class CheckpointFormat final : public RecordFormat {
  public:
   // The experts that may be loaded, and where they lie: matrices of `shape`.
@@ -58,13 +60,14 @@ class CheckpointFormat final : public RecordFormat {
   struct Entry {
     ExpertReadPlan plan;
     std::array<TensorDtype, 3> dtypes = {};  // of gate, up, down
+    std::array<std::optional<BlockScales>, 3> scales = {};
   };
 
   explicit CheckpointFormat(const ExpertShape& shape) : shape_(shape) {}
 
   const Entry& At(ExpertId id) const;
   // A matrix in `landing` as bf16: in place if it is that and aligned, else
-  // in scratch_ until the next call.
+  // in scratch_ until the next call. Null if a scale is not finite.
   const Bf16* Matrix(const Entry& entry, size_t matrix,
                      std::span<const std::byte> landing);
 

@@ -5,7 +5,16 @@
 namespace portolan {
 
 int64_t BytesOf(TensorDtype dtype) {
-  return dtype == TensorDtype::kF32 ? 4 : 2;
+  switch (dtype) {
+    case TensorDtype::kF8E4M3:
+      return 1;
+    case TensorDtype::kBf16:
+    case TensorDtype::kF16:
+      return 2;
+    case TensorDtype::kF32:
+      return 4;
+  }
+  PORTOLAN_CHECK(false);
 }
 
 std::string_view TensorDtypeName(TensorDtype dtype) {
@@ -16,6 +25,8 @@ std::string_view TensorDtypeName(TensorDtype dtype) {
       return "F16";
     case TensorDtype::kF32:
       return "F32";
+    case TensorDtype::kF8E4M3:
+      return "F8_E4M3";
   }
   PORTOLAN_CHECK(false);
 }

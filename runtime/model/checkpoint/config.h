@@ -71,6 +71,11 @@ struct ModelConfig {
   std::vector<bool> moe_layers;    // [num_layers]
   int64_t dense_intermediate = 0;  // of the other layers; 0 if there are none
 
+  // Of a checkpoint with fp8 weights (quantization_config.weight_block_size):
+  // the rows and columns that share a scale; else 0.
+  int64_t scale_block_rows = 0;
+  int64_t scale_block_cols = 0;
+
   std::optional<int32_t> bos_id;
   std::vector<int32_t> eos_ids;  // each of them stops
   GenerationDefaults generation;

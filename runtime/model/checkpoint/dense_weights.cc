@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <functional>
+#include <map>
+#include <optional>
 #include <set>
 #include <tuple>
 #include <utility>
@@ -12,6 +14,7 @@
 #include "experts/expert_slot.h"
 #include "experts/weight_conversion.h"
 #include "runtime/base/status_macros.h"
+#include "runtime/model/checkpoint/block_scales.h"
 #include "runtime/model/checkpoint/expert_tensors.h"
 
 namespace portolan {
@@ -46,6 +49,15 @@ class DenseLoader {
     std::function<absl::Status(const TensorInfo&)> load;
   };
 
+  // The scales of a tensor, read when it is its turn.
+  struct Scales {
+    BlockScales scales;
+    std::vector<std::byte> bytes;
+  };
+
+  // The tensor, with its scales noted if it has any.
+  absl::StatusOr<const TensorInfo*> GetWeight(
+      const std::string& name, const std::vector<int64_t>& shape);
   absl::Status PlanLayer(int layer);
   absl::Status PlanAttention(const std::string& prefix, LayerWeights& out);
   absl::Status PlanDenseMlp(int layer, LayerWeights& out);
@@ -66,6 +78,9 @@ class DenseLoader {
   absl::StatusOr<std::span<const Bf16>> ReadElements(const TensorInfo& tensor,
                                                      int64_t first,
                                                      int64_t count);
+  absl::StatusOr<std::span<const Bf16>> ReadScaled(const TensorInfo& tensor,
+                                                   int64_t first,
+                                                   std::span<Bf16> values);
   absl::StatusOr<std::byte*> NewBuffer(int64_t bytes);
 
   const ModelConfig& config_;
@@ -74,6 +89,7 @@ class DenseLoader {
   const bool dry_;
   int64_t buffer_bytes_ = 0;
   std::vector<Job> jobs_;
+  std::map<const TensorInfo*, Scales> scales_;
   AlignedBuffer staging_;
 };
 
@@ -91,6 +107,16 @@ absl::Status DenseLoader::Plan() {
     PORTOLAN_RETURN_IF_ERROR(PlanLayer(layer));
   }
   return absl::OkStatus();
+}
+
+absl::StatusOr<const TensorInfo*> DenseLoader::GetWeight(
+    const std::string& name, const std::vector<int64_t>& shape) {
+  PORTOLAN_ASSIGN_OR_RETURN(const TensorInfo* tensor,
+                            checkpoint_.Get(name, shape));
+  PORTOLAN_ASSIGN_OR_RETURN(const std::optional<BlockScales> scales,
+                            FindBlockScales(config_, checkpoint_, *tensor));
+  if (scales) scales_[tensor].scales = *scales;
+  return tensor;
 }
 
 absl::Status DenseLoader::PlanLayer(int layer) {
@@ -157,11 +183,10 @@ absl::Status DenseLoader::PlanDenseMlp(int layer, LayerWeights& out) {
     const bool is_down = pack == PackExpertDown;
     const int64_t rows = is_down ? shape.hidden : shape.intermediate;
     const int64_t cols = is_down ? shape.intermediate : shape.hidden;
-    PORTOLAN_ASSIGN_OR_RETURN(
-        const TensorInfo* tensor,
-        checkpoint_.Get(
-            absl::StrCat("model.layers.", layer, ".mlp.", name, ".weight"),
-            {rows, cols}));
+    PORTOLAN_ASSIGN_OR_RETURN(const TensorInfo* tensor,
+                              GetWeight(absl::StrCat("model.layers.", layer,
+                                                     ".mlp.", name, ".weight"),
+                                        {rows, cols}));
     jobs_.push_back({tensor, [=, this, pack = pack](const TensorInfo& from) {
                        const auto matrix = ReadElements(from, 0, rows * cols);
                        if (matrix.ok()) pack(shape, matrix->data(), slot);
@@ -173,8 +198,7 @@ absl::Status DenseLoader::PlanDenseMlp(int layer, LayerWeights& out) {
 
 absl::Status DenseLoader::AddVector(const std::string& name, int64_t size,
                                     std::vector<float>& out) {
-  PORTOLAN_ASSIGN_OR_RETURN(const TensorInfo* tensor,
-                            checkpoint_.Get(name, {size}));
+  PORTOLAN_ASSIGN_OR_RETURN(const TensorInfo* tensor, GetWeight(name, {size}));
   jobs_.push_back({tensor, [this, &out](const TensorInfo& from) {
                      return LoadVector(from, out);
                    }});
@@ -184,7 +208,7 @@ absl::Status DenseLoader::AddVector(const std::string& name, int64_t size,
 absl::Status DenseLoader::AddMatrix(const std::string& name, int64_t rows,
                                     int64_t cols, PackedMatrix& out) {
   PORTOLAN_ASSIGN_OR_RETURN(const TensorInfo* tensor,
-                            checkpoint_.Get(name, {rows, cols}));
+                            GetWeight(name, {rows, cols}));
   PORTOLAN_ASSIGN_OR_RETURN(std::byte * buffer,
                             NewBuffer(PackedBytes(rows, cols)));
   Bf16* packed = reinterpret_cast<Bf16*>(buffer);
@@ -201,7 +225,7 @@ absl::Status DenseLoader::AddEmbedding() {
   const int64_t cols = config_.hidden;
   PORTOLAN_ASSIGN_OR_RETURN(
       const TensorInfo* tensor,
-      checkpoint_.Get("model.embed_tokens.weight", {rows, cols}));
+      GetWeight("model.embed_tokens.weight", {rows, cols}));
   PORTOLAN_ASSIGN_OR_RETURN(
       std::byte * buffer,
       NewBuffer(rows * cols * static_cast<int64_t>(sizeof(Bf16))));
@@ -245,6 +269,7 @@ std::string DenseLoader::RoundedDtypes() const {
   for (const Job& job : jobs_) dtypes.insert(job.tensor->dtype);
   for (const TensorInfo& tensor : checkpoint_.tensors()) {
     if (absl::StrContains(tensor.name, ".experts.") &&
+        !absl::EndsWith(tensor.name, "_scale_inv") &&
         LoadableDtype(tensor.dtype)) {
       dtypes.insert(tensor.dtype);
     }
@@ -300,20 +325,47 @@ absl::StatusOr<std::span<const Bf16>> DenseLoader::ReadElements(
     const TensorInfo& tensor, int64_t first, int64_t count) {
   const TensorDtype dtype = *LoadableDtype(tensor.dtype);  // Get() has checked
   const auto element_bytes = static_cast<uint64_t>(BytesOf(dtype));
-  const auto bytes = static_cast<size_t>(count) * element_bytes;
+  // At least as much as bf16 takes.
+  const auto bytes = static_cast<size_t>(count) *
+                     std::max<uint64_t>(element_bytes, sizeof(Bf16));
   if (staging_.size() < bytes) {
     PORTOLAN_ASSIGN_OR_RETURN(
         staging_, AlignedBuffer::Allocate(
                       std::max(bytes, static_cast<size_t>(kStagingBytes))));
   }
+  const std::span<Bf16> values(reinterpret_cast<Bf16*>(staging_.data()),
+                               static_cast<size_t>(count));
+  if (dtype == TensorDtype::kF8E4M3) return ReadScaled(tensor, first, values);
   const std::span<std::byte> raw = staging_.bytes().first(bytes);
   PORTOLAN_RETURN_IF_ERROR(
       checkpoint_.Read(tensor, static_cast<uint64_t>(first) * element_bytes,
                        raw, ReadPurpose::kDense));
-  const std::span<Bf16> values(reinterpret_cast<Bf16*>(raw.data()),
-                               static_cast<size_t>(count));
   ConvertToBf16(dtype, raw, values);
   return values;
+}
+
+absl::StatusOr<std::span<const Bf16>> DenseLoader::ReadScaled(
+    const TensorInfo& tensor, int64_t first, std::span<Bf16> values) {
+  Scales& scales = scales_.at(&tensor);
+  if (scales.bytes.empty()) {
+    scales.bytes.resize(static_cast<size_t>(scales.scales.bytes));
+    PORTOLAN_RETURN_IF_ERROR(checkpoint_.Read({.file = scales.scales.file,
+                                               .offset = scales.scales.offset,
+                                               .bytes = scales.scales.bytes,
+                                               .dtype = scales.scales.dtype},
+                                              scales.bytes,
+                                              ReadPurpose::kDense));
+  }
+  const std::span<std::byte> raw =
+      std::as_writable_bytes(values).last(values.size());
+  PORTOLAN_RETURN_IF_ERROR(checkpoint_.Read(
+      tensor, static_cast<uint64_t>(first), raw, ReadPurpose::kDense));
+  if (ConvertBlocksToBf16(scales.scales, scales.bytes, raw, first, values)) {
+    return values;
+  }
+  return absl::DataLossError(absl::StrCat(scales.scales.file, ": tensor ",
+                                          tensor.name,
+                                          "_scale_inv: a scale is not finite"));
 }
 
 absl::StatusOr<std::byte*> DenseLoader::NewBuffer(int64_t bytes) {

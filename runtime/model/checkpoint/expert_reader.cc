@@ -55,16 +55,42 @@ absl::Status CheckpointExpertSource::ReadMatrices(const ExpertExtents& extents,
       {&extents.up, PackExpertUp},
       {&extents.down, PackExpertDown}};
   for (const auto& [extent, pack] : parts) {
-    const auto raw = scratch.first(static_cast<size_t>(extent->bytes));
-    PORTOLAN_RETURN_IF_ERROR(
-        checkpoint_.Read(*extent, raw, ReadPurpose::kExpert));
     const std::span<Bf16> matrix(
         reinterpret_cast<Bf16*>(scratch.data()),
         static_cast<size_t>(shape.hidden * shape.intermediate));
-    ConvertToBf16(extent->dtype, raw, matrix);
+    if (extent->scales) {
+      PORTOLAN_RETURN_IF_ERROR(
+          ReadScaled(*extent, scratch.subspan(matrix.size_bytes()), matrix));
+    } else {
+      const auto raw = scratch.first(static_cast<size_t>(extent->bytes));
+      PORTOLAN_RETURN_IF_ERROR(
+          checkpoint_.Read(*extent, raw, ReadPurpose::kExpert));
+      ConvertToBf16(extent->dtype, raw, matrix);
+    }
     pack(shape, matrix.data(), slot);
   }
   return absl::OkStatus();
+}
+
+absl::Status CheckpointExpertSource::ReadScaled(const TensorExtent& extent,
+                                                std::span<std::byte> scratch,
+                                                std::span<Bf16> matrix) {
+  const std::span<std::byte> raw =
+      scratch.first(static_cast<size_t>(extent.bytes));
+  PORTOLAN_RETURN_IF_ERROR(checkpoint_.Read(extent, raw, ReadPurpose::kExpert));
+  const BlockScales& scales = *extent.scales;
+  std::vector<std::byte> scale_bytes(static_cast<size_t>(scales.bytes));
+  PORTOLAN_RETURN_IF_ERROR(checkpoint_.Read({.file = scales.file,
+                                             .offset = scales.offset,
+                                             .bytes = scales.bytes,
+                                             .dtype = scales.dtype},
+                                            scale_bytes, ReadPurpose::kExpert));
+  if (ConvertBlocksToBf16(scales, scale_bytes, raw, 0, matrix)) {
+    return absl::OkStatus();
+  }
+  return absl::DataLossError(
+      absl::StrCat(scales.file, ": a scale is not finite; the scales lie at ",
+                   "byte ", scales.offset));
 }
 
 }  // namespace portolan

@@ -9,6 +9,7 @@
 #include "absl/status/statusor.h"
 #include "experts/expert_source.h"
 #include "runtime/base/aligned_buffer.h"
+#include "runtime/base/bf16.h"
 #include "runtime/base/mutex.h"
 #include "runtime/model/checkpoint/expert_tensors.h"
 #include "runtime/model/checkpoint/safetensors.h"
@@ -35,6 +36,9 @@ class CheckpointExpertSource final : public ExpertSource {
   absl::StatusOr<AlignedBuffer> TakeScratch() ABSL_LOCKS_EXCLUDED(mu_);
   absl::Status ReadMatrices(const ExpertExtents& extents,
                             std::span<std::byte> scratch, std::byte* slot);
+  // A block-scaled matrix; `scratch` has room for its bytes.
+  absl::Status ReadScaled(const TensorExtent& extent,
+                          std::span<std::byte> scratch, std::span<Bf16> matrix);
 
   const ExpertTensors& tensors_;
   const Checkpoint& checkpoint_;

@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "runtime/base/check.h"
 #include "runtime/base/status_macros.h"
+#include "runtime/model/checkpoint/block_scales.h"
 #include "runtime/model/checkpoint/family.h"
 
 namespace portolan {
@@ -21,12 +22,13 @@ const ModelFamily& FamilyOf(const ModelConfig& config) {
   return *family;
 }
 
-absl::StatusOr<TensorExtent> MatrixExtent(const Checkpoint& checkpoint,
+absl::StatusOr<TensorExtent> MatrixExtent(const ModelConfig& config,
+                                          const Checkpoint& checkpoint,
                                           const std::string& name, int64_t rows,
                                           int64_t cols) {
   PORTOLAN_ASSIGN_OR_RETURN(const TensorInfo* tensor,
                             checkpoint.Get(name, {rows, cols}));
-  return checkpoint.ExtentOf(*tensor);
+  return WeightExtent(config, checkpoint, *tensor);
 }
 
 // Part `index` of `extent` when it is cut into `count` equal parts.
@@ -48,8 +50,11 @@ absl::StatusOr<std::vector<ExpertExtents>> FusedExperts(
   PORTOLAN_ASSIGN_OR_RETURN(
       const TensorInfo* down,
       checkpoint.Get(down_name, {experts, config.hidden, width}));
-  const TensorExtent gate_up_extent = checkpoint.ExtentOf(*gate_up);
-  const TensorExtent down_extent = checkpoint.ExtentOf(*down);
+  // Refuses fp8: no checkpoint is known that holds it fused.
+  PORTOLAN_ASSIGN_OR_RETURN(const TensorExtent gate_up_extent,
+                            WeightExtent(config, checkpoint, *gate_up));
+  PORTOLAN_ASSIGN_OR_RETURN(const TensorExtent down_extent,
+                            WeightExtent(config, checkpoint, *down));
   std::vector<ExpertExtents> extents;
   for (int64_t e = 0; e < experts; ++e) {
     extents.push_back({.gate = PartOf(gate_up_extent, 2 * e, 2 * experts),
@@ -64,21 +69,23 @@ struct MlpNames {
   std::string gate, up, down;
 };
 
-absl::StatusOr<ExpertExtents> MlpExtents(const Checkpoint& checkpoint,
-                                         const MlpNames& names, int64_t hidden,
-                                         int64_t width) {
+absl::StatusOr<ExpertExtents> MlpExtents(const ModelConfig& config,
+                                         const Checkpoint& checkpoint,
+                                         const MlpNames& names, int64_t width) {
+  const int64_t hidden = config.hidden;
   ExpertExtents extents;
   PORTOLAN_ASSIGN_OR_RETURN(
       extents.gate,
-      MatrixExtent(checkpoint, absl::StrCat(names.gate, ".weight"), width,
+      MatrixExtent(config, checkpoint, absl::StrCat(names.gate, ".weight"),
+                   width, hidden));
+  PORTOLAN_ASSIGN_OR_RETURN(
+      extents.up,
+      MatrixExtent(config, checkpoint, absl::StrCat(names.up, ".weight"), width,
                    hidden));
   PORTOLAN_ASSIGN_OR_RETURN(
-      extents.up, MatrixExtent(checkpoint, absl::StrCat(names.up, ".weight"),
-                               width, hidden));
-  PORTOLAN_ASSIGN_OR_RETURN(
       extents.down,
-      MatrixExtent(checkpoint, absl::StrCat(names.down, ".weight"), hidden,
-                   width));
+      MatrixExtent(config, checkpoint, absl::StrCat(names.down, ".weight"),
+                   hidden, width));
   return extents;
 }
 
@@ -89,13 +96,12 @@ absl::StatusOr<std::vector<ExpertExtents>> SeparateExperts(
   std::vector<ExpertExtents> experts;
   for (int e = 0; e < config.num_experts; ++e) {
     const std::string expert = absl::StrCat(experts_name, ".", e, ".");
-    PORTOLAN_ASSIGN_OR_RETURN(
-        experts.emplace_back(),
-        MlpExtents(
-            checkpoint,
-            {absl::StrCat(expert, family.gate), absl::StrCat(expert, family.up),
-             absl::StrCat(expert, family.down)},
-            config.hidden, config.expert_intermediate));
+    PORTOLAN_ASSIGN_OR_RETURN(experts.emplace_back(),
+                              MlpExtents(config, checkpoint,
+                                         {absl::StrCat(expert, family.gate),
+                                          absl::StrCat(expert, family.up),
+                                          absl::StrCat(expert, family.down)},
+                                         config.expert_intermediate));
   }
   return experts;
 }
@@ -162,10 +168,10 @@ absl::StatusOr<ExpertExtents> DenseMlpExtentsOf(const ModelConfig& config,
                                                 int layer) {
   const std::string mlp = absl::StrCat(LayerName(layer), ".mlp.");
   return MlpExtents(
-      checkpoint,
+      config, checkpoint,
       {absl::StrCat(mlp, "gate_proj"), absl::StrCat(mlp, "up_proj"),
        absl::StrCat(mlp, "down_proj")},
-      config.hidden, config.dense_intermediate);
+      config.dense_intermediate);
 }
 
 }  // namespace portolan

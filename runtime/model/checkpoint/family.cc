@@ -1,6 +1,8 @@
 #include "runtime/model/checkpoint/family.h"
 
 #include <array>
+#include <string>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 
@@ -15,6 +17,30 @@ constexpr int64_t kMaxHeads = 65536;
 constexpr int64_t kMaxHeadDim = 65536;
 constexpr int64_t kMaxWidth = int64_t{1} << 24;
 constexpr int64_t kMaxPosition = int64_t{1} << 30;
+
+// Which tensors are fp8 their dtypes tell; modules_to_not_convert adds nothing.
+void ReadQuantization(ConfigFields& fields, ModelConfig& config) {
+  const std::string in = "quantization_config.";
+  const std::string method = fields.StringOr(in + "quant_method", "");
+  const std::string format = fields.StringOr(in + "fmt", "e4m3");
+  if (method != "fp8" || format != "e4m3") {
+    fields.Refuse("quantization_config",
+                  absl::StrCat("quantized by \"", method, "\", fmt \"", format,
+                               "\"; supported: quant_method fp8, fmt e4m3"));
+    return;
+  }
+  constexpr int64_t kMaxBlock = 65536;
+  const std::vector<int64_t> block =
+      fields.Ints(in + "weight_block_size", 1, kMaxBlock);
+  if (block.size() != 2) {
+    fields.Refuse(in + "weight_block_size",
+                  "wanted two sizes, as in [128, 128]: scales by tensor or by "
+                  "channel are not supported");
+    return;
+  }
+  config.scale_block_rows = block[0];
+  config.scale_block_cols = block[1];
+}
 
 void ReadHeads(ConfigFields& fields, ModelConfig& config) {
   const int64_t heads = fields.Int("num_attention_heads", 1, kMaxHeads);
@@ -123,11 +149,7 @@ void ReadCommonFields(ConfigFields& fields, double default_theta,
                                              "\" is not supported; supported: "
                                              "silu"));
   }
-  if (fields.Has("quantization_config")) {
-    fields.Refuse("quantization_config",
-                  "quantized checkpoints are not supported; supported: "
-                  "weights in bf16, f16, f32");
-  }
+  if (fields.Has("quantization_config")) ReadQuantization(fields, config);
   ReadHeads(fields, config);
   ReadRope(fields, default_theta, config);
 }

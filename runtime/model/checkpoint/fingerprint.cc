@@ -49,10 +49,14 @@ std::string ConfigText(const ModelConfig& c) {
                          c.tie_embeddings, static_cast<int>(c.gate_score),
                          c.norm_topk_prob},
       " ");
+  const std::string blocks =
+      c.scale_block_rows == 0
+          ? ""
+          : absl::StrCat(c.scale_block_rows, " ", c.scale_block_cols, "\n");
   return absl::StrCat(kVersion, "\n", c.family, "\n", sizes, "\n", rules, "\n",
                       Bits(c.rms_eps), "\n", RopeText(c.rope), "\n",
                       c.dense_intermediate, "\n",
-                      absl::StrJoin(c.moe_layers, ""), "\n");
+                      absl::StrJoin(c.moe_layers, ""), "\n", blocks);
 }
 
 std::string TensorText(const TensorInfo& tensor) {

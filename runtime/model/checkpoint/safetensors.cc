@@ -164,7 +164,7 @@ absl::StatusOr<const TensorInfo*> Checkpoint::Get(
   if (!LoadableDtype(tensor->dtype)) {
     return absl::UnimplementedError(
         absl::StrCat(file, ": tensor ", name, ": dtype ", tensor->dtype,
-                     " is not supported; supported: BF16, F16, F32"));
+                     " is not supported; supported: BF16, F16, F32, F8_E4M3"));
   }
   return tensor;
 }

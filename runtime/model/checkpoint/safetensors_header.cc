@@ -145,8 +145,8 @@ absl::Status CheckCoverage(const std::string& file,
 }  // namespace
 
 std::optional<TensorDtype> LoadableDtype(std::string_view dtype) {
-  for (TensorDtype known :
-       {TensorDtype::kBf16, TensorDtype::kF16, TensorDtype::kF32}) {
+  for (TensorDtype known : {TensorDtype::kBf16, TensorDtype::kF16,
+                            TensorDtype::kF32, TensorDtype::kF8E4M3}) {
     if (TensorDtypeName(known) == dtype) return known;
   }
   return std::nullopt;
