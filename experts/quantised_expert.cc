@@ -73,7 +73,10 @@ absl::Status QuantisingSource::Read(ExpertId id, std::span<std::byte> slot) {
     return absl::Status(status.code(), absl::StrCat("expert ", ToString(id),
                                                     ": ", status.message()));
   }
-  errors_.push_back(error);
+  const double weight_squares = error.gate.weight_squares +
+                                error.up.weight_squares +
+                                error.down.weight_squares;
+  if (weight_squares > 0) errors_.push_back(error);
   return absl::OkStatus();
 }
 

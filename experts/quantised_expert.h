@@ -43,7 +43,8 @@ class QuantisingSource final : public ExpertSource {
   // Errors: those of `source` and QuantiseExpert(), naming the expert.
   absl::Status Read(ExpertId id, std::span<std::byte> slot) override;
 
-  // In the order of reading.
+  // In the order of reading; experts of zeros, which stand for layers without
+  // any, are left out.
   const std::vector<ExpertQuantisation>& errors() const { return errors_; }
 
  private:

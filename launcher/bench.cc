@@ -11,6 +11,7 @@ void AddBenchCommand(CLI::App& app, int& exit_code) {
   AddBenchModelCommand(*bench, exit_code);
   AddBenchExchangeCommand(*bench, exit_code);
   AddBenchKernelsCommand(*bench, exit_code);
+  AddBenchPerplexityCommand(*bench, exit_code);
 }
 
 }  // namespace portolan

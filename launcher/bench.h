@@ -6,12 +6,14 @@ class App;
 
 namespace portolan {
 
-// `portolan bench model|exchange|kernels`: figures, as a table or as JSON.
+// `portolan bench model|exchange|kernels|perplexity`: figures, as a table or as
+// JSON.
 void AddBenchCommand(CLI::App& app, int& exit_code);
 
 // The subcommands, one file each.
 void AddBenchModelCommand(CLI::App& bench, int& exit_code);
 void AddBenchExchangeCommand(CLI::App& bench, int& exit_code);
 void AddBenchKernelsCommand(CLI::App& bench, int& exit_code);
+void AddBenchPerplexityCommand(CLI::App& bench, int& exit_code);
 
 }  // namespace portolan

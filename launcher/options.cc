@@ -24,6 +24,12 @@ void AddChoices(CLI::App& command, JobOptions& options) {
       command, "--cpu", ParseCpuPath,
       [&options](CpuPath path) { options.cpu_path = path; },
       "Kernels to use: scalar, avx2, avx512 or amx (default: the best here)");
+  AddParsedFlag<WeightFormat>(
+      command, "--weights", ParseWeightFormat,
+      [&options](WeightFormat format) { options.weights = format; },
+      "Weights of the experts: bf16 (default), or int8 or int4 from a pack "
+      "that "
+      "`portolan pack --quantize` wrote; the results are those of that model");
   WithEnvironment(
       command
           .add_option_function<std::string>(

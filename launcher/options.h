@@ -9,6 +9,7 @@
 #include "launcher/prompts.h"
 #include "runtime/kernels/activation.h"
 #include "runtime/kernels/cpu_path.h"
+#include "runtime/kernels/weight_format.h"
 
 namespace CLI {
 class App;
@@ -45,6 +46,8 @@ struct JobOptions : WorldOptions {
   int threads = 0;  // of each rank; 0: an even share of the node's CPUs
   CombineMode combine = CombineMode::kExact;
   ActivationDtype activations = ActivationDtype::kBf16;
+  // Of the experts; a quantised format needs its pack.
+  WeightFormat weights = WeightFormat::kBf16;
   std::optional<CpuPath> cpu_path;      // default: the best this CPU has
   std::string expert_memory = "all";    // bytes, percent or "all"
   std::string policy = "adaptive";      // of expert loads; see policies.h

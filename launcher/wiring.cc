@@ -43,8 +43,8 @@ uint64_t NumericsId(const JobOptions& options, const Model& model, Rank rank) {
   const std::string text = absl::StrCat(
       "order ", kOrderVersion, "; activations and kv ",
       options.activations == ActivationDtype::kF32 ? "f32" : "bf16",
-      "; weights bf16; model ", model.fingerprint,
-      rank == Rank{options.odd_rank} ? "; odd" : "");
+      "; weights ", std::string(WeightFormatName(options.weights)), "; model ",
+      model.fingerprint, rank == Rank{options.odd_rank} ? "; odd" : "");
   return Hash64(std::as_bytes(std::span(text)));
 }
 
@@ -56,13 +56,15 @@ std::string FileOfRank(const std::string& path, const Transport& transport) {
 
 }  // namespace
 
-PackIdentity PackIdentityOf(const Model& model) {
+PackIdentity PackIdentityOf(const Model& model, WeightFormat format) {
   return {.fingerprint = model.fingerprint,
-          .numerics = "order 1, bf16",
+          .numerics =
+              absl::StrCat("order 1, ", std::string(WeightFormatName(format))),
           .num_layers = model.config.num_layers,
           .num_experts = model.config.num_experts,
           .shape = model.experts.shape(),
-          .slot_bytes = ExpertSlotBytes(model.experts.shape())};
+          .format = format,
+          .slot_bytes = ExpertSlotBytes(model.experts.shape(), format)};
 }
 
 absl::StatusOr<std::unique_ptr<RankRuntime>> RankRuntime::Create(
@@ -181,7 +183,7 @@ absl::StatusOr<std::unique_ptr<ChunkedSource>> RankRuntime::OpenExpertSource(
   PORTOLAN_ASSIGN_OR_RETURN(
       ChosenSource chosen,
       MakeExpertSource(
-          source, PackIdentityOf(model_), shape.owned,
+          source, PackIdentityOf(model_, options_.weights), shape.owned,
           [&](ExpertId id) { return model_.experts.ExpertExtentsOf(id); }));
   for (const std::string& notice : chosen.notices) Notice(notice);
   return std::move(chosen.source);
@@ -203,7 +205,8 @@ absl::Status RankRuntime::WireTrace() {
   header.hidden = static_cast<int32_t>(config.hidden);
   header.lookahead = 2;
   header.num_ranks = transport_.world_size();
-  header.expert_bytes = ExpertSlotBytes(model_.experts.shape());
+  header.expert_bytes =
+      ExpertSlotBytes(model_.experts.shape(), options_.weights);
   header.expert_memory_bytes = cache_->budget_bytes();
   header.numerics_id = model_.fingerprint;
   if (!options_.expert_link.empty()) {
@@ -252,7 +255,8 @@ PolicyShape RankRuntime::ShapeOfRank() const {
   shape.num_layers = config.num_layers;
   shape.num_experts = config.num_experts;
   shape.top_k = config.top_k;
-  shape.expert_bytes = ExpertSlotBytes(model_.experts.shape());
+  shape.expert_bytes =
+      ExpertSlotBytes(model_.experts.shape(), options_.weights);
   for (int32_t layer = 0; layer < config.num_layers; ++layer) {
     if (!config.IsMoeLayer(layer)) continue;
     for (int32_t expert = 0; expert < config.num_experts; ++expert) {
@@ -291,7 +295,7 @@ absl::Status RankRuntime::WireExchange() {
                                      options_.activations, *kernels_,
                                      int64_t{exchange_->round_tokens()} *
                                          config.top_k * transport_.world_size(),
-                                     profile());
+                                     profile(), options_.weights);
   moe_ =
       std::make_unique<MoeLayer>(*exchange_, *cache_, *ffn_, config.num_layers,
                                  config.num_experts, std::move(hints));

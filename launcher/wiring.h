@@ -27,7 +27,8 @@
 namespace portolan {
 
 // A pack of this identity fits the model and the format of its slots.
-PackIdentity PackIdentityOf(const Model& model);
+PackIdentity PackIdentityOf(const Model& model,
+                            WeightFormat format = WeightFormat::kBf16);
 
 // One rank, wired: the parts list, each part outliving those below it.
 class RankRuntime {

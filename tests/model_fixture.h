@@ -123,4 +123,45 @@ class SequenceRunner {
   size_t num_tokens_ = 0;
 };
 
+// Several sequences through the forward pass of a rank, step by step together;
+// every rank of the world must drive the same number of steps.
+class BatchRunner {
+ public:
+  BatchRunner(RankRuntime& rank, int32_t batch)
+      : rank_(rank),
+        texts_(static_cast<size_t>(batch)),
+        pages_(static_cast<size_t>(batch)) {}
+
+  // Computes tokens [first, first + count) of every sequence; returns their
+  // logits, sequence by sequence, valid until the next step.
+  absl::StatusOr<MatrixView<const float>> Step(
+      const std::function<std::vector<int32_t>(int32_t)>& text_of,
+      int64_t first, int64_t count) {
+    std::vector<ForwardSequence> step;
+    for (size_t i = 0; i < texts_.size(); ++i) {
+      if (texts_[i].empty()) texts_[i] = text_of(static_cast<int32_t>(i));
+      PORTOLAN_CHECK(rank_.kv().Grow(pages_[i], first + count));
+      step.push_back(
+          {.tokens = std::span<const int32_t>(texts_[i]).subspan(
+               static_cast<size_t>(first), static_cast<size_t>(count)),
+           .first_position = first,
+           .pages = pages_[i],
+           .logits = LogitRows::kAll});
+    }
+    rank_.forward().Begin(step);
+    StepRecord record;
+    record.has_work = true;
+    record.rows_planned = rank_.forward().num_tokens();
+    if (auto begun = rank_.exchange().BeginStep(record); !begun.ok()) {
+      return begun.status();
+    }
+    return rank_.forward().Run(record.rows_planned);
+  }
+
+ private:
+  RankRuntime& rank_;
+  std::vector<std::vector<int32_t>> texts_;
+  std::vector<std::vector<int32_t>> pages_;
+};
+
 }  // namespace portolan
