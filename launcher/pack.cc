@@ -12,6 +12,7 @@
 #include "experts/expert_pack.h"
 #include "experts/file_expert_source.h"
 #include "experts/pack_header.h"
+#include "experts/quantised_expert.h"
 #include "launcher/console.h"
 #include "launcher/job.h"
 #include "launcher/wiring.h"
@@ -26,7 +27,9 @@ namespace {
 struct PackOptions {
   std::string model_dir;
   std::string pack_dir;
+  WeightFormat format = WeightFormat::kBf16;
   bool verify = false;
+  bool json = false;
 };
 
 // The checkpoint's experts; layers without experts have records of zeros, which
@@ -70,15 +73,29 @@ absl::Status CheckDiskSpace(const std::string& path, int64_t bytes) {
 }
 
 absl::Status WriteModelPack(const Model& model, const PackIdentity& identity,
-                            const std::string& path) {
+                            const std::string& path, bool json) {
   PORTOLAN_RETURN_IF_ERROR(CheckDiskSpace(path, PackBytes(identity)));
   PackedModel experts(model);
-  Progress progress("Packing experts", /*silent=*/false);
-  PORTOLAN_RETURN_IF_ERROR(
-      WritePack(path, identity, experts, [&](int64_t done, int64_t total) {
-        progress.Update(done * identity.slot_bytes,
-                        total * identity.slot_bytes);
-      }));
+  const bool quantise = identity.format != WeightFormat::kBf16;
+  QuantisingSource quantised(identity.shape, identity.format, experts);
+  {
+    Progress progress("Packing experts", /*silent=*/false);
+    PORTOLAN_RETURN_IF_ERROR(
+        WritePack(path, identity,
+                  quantise ? static_cast<ExpertSource&>(quantised) : experts,
+                  [&](int64_t done, int64_t total) {
+                    progress.Update(done * identity.slot_bytes,
+                                    total * identity.slot_bytes);
+                  }));
+  }
+  if (json) {
+    std::printf("%s\n",
+                QuantisationJson(identity.format, quantised.errors()).c_str());
+    return absl::OkStatus();
+  }
+  if (quantise) {
+    std::printf("%s", FormatQuantisation(quantised.errors()).c_str());
+  }
   std::printf(
       "%s: %lld experts, %s\n", path.c_str(),
       static_cast<long long>(identity.num_layers) * identity.num_experts,
@@ -113,13 +130,18 @@ absl::Status RunPack(const PackOptions& options) {
   PORTOLAN_ASSIGN_OR_RETURN(Model model, OpenModel(options.model_dir));
   PORTOLAN_ASSIGN_OR_RETURN(model.fingerprint,
                             ModelFingerprint(model.config, *model.checkpoint));
-  const PackIdentity identity = PackIdentityOf(model);
+  const PackIdentity identity = PackIdentityOf(model, options.format);
   if (options.verify) {
-    const std::string path =
-        FindPack(options.model_dir, options.pack_dir, model.fingerprint);
+    const std::string path = FindPack(options.model_dir, options.pack_dir,
+                                      model.fingerprint, options.format);
     if (path.empty()) {
       return absl::NotFoundError(absl::StrCat(
-          "there is no expert pack for ", options.model_dir,
+          "there is no ",
+          options.format == WeightFormat::kBf16
+              ? ""
+              : absl::StrCat(std::string(WeightFormatName(options.format)),
+                             " "),
+          "expert pack for ", options.model_dir,
           options.pack_dir.empty() ? "" : " in " + options.pack_dir,
           "; write one with portolan pack"));
     }
@@ -127,10 +149,10 @@ absl::Status RunPack(const PackOptions& options) {
   }
   const std::string path =
       options.pack_dir.empty()
-          ? absl::StrCat(options.model_dir, "/", kPackFileName)
+          ? absl::StrCat(options.model_dir, "/", PackFileName(options.format))
           : absl::StrCat(options.pack_dir, "/",
-                         PackFileNameFor(model.fingerprint));
-  return WriteModelPack(model, identity, path);
+                         PackFileNameFor(model.fingerprint, options.format));
+  return WriteModelPack(model, identity, path, options.json);
 }
 
 }  // namespace
@@ -152,6 +174,18 @@ void AddPackCommand(CLI::App& app, int& exit_code) {
                    "it)")
       ->check(CLI::ExistingDirectory)
       ->envname("PORTOLAN_PACK_DIR");
+  command
+      ->add_option_function<std::string>(
+          "--quantize",
+          [options](const std::string& text) {
+            options->format = ParseWeightFormat(text).value();
+          },
+          "int8 or int4: groups of 32 inputs with a scale each, 1.03 or 0.53 "
+          "bytes a weight instead of 2; used only by --weights int8 or int4")
+      ->check(CLI::IsMember({"int8", "int4"}))
+      ->envname("PORTOLAN_QUANTIZE");
+  command->add_flag("--json", options->json,
+                    "What quantising cost, by tensor, as JSON");
   command->add_flag("--verify", options->verify,
                     "Write nothing; check every record of the pack there is");
   command->callback(

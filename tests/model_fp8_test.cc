@@ -150,8 +150,13 @@ TEST(Fp8Test, TheReferenceOfThisTestKnowsTheFormat) {
 TEST(Fp8Test, EveryCodeIsMultipliedInF32AndRoundedOnce) {
   const float scale = 0.0123f;
   const std::string scale_bytes = BytesOfValues(std::vector<float>{scale});
-  const BlockScales scales = {
-      .bytes = 4, .block_rows = 128, .block_cols = 300, .cols = 256};
+  const BlockScales scales = {.file = "",
+                              .offset = 0,
+                              .bytes = 4,
+                              .dtype = TensorDtype::kF32,
+                              .block_rows = 128,
+                              .block_cols = 300,
+                              .cols = 256};
   std::vector<std::byte> codes;
   for (int i = 0; i < 256; ++i) codes.push_back(static_cast<std::byte>(i));
   std::vector<Bf16> values(256);

@@ -132,8 +132,8 @@ class QuantisedExactnessTest : public ::testing::TestWithParam<WeightFormat> {
 INSTANTIATE_TEST_SUITE_P(Formats, QuantisedExactnessTest,
                          ::testing::Values(WeightFormat::kInt8,
                                            WeightFormat::kInt4),
-                         [](const auto& info) {
-                           return std::string(WeightFormatName(info.param));
+                         [](const auto& of) {
+                           return std::string(WeightFormatName(of.param));
                          });
 
 TEST_P(QuantisedExactnessTest, RanksAndBatchesDoNotShow) {
