@@ -13,6 +13,7 @@
 #include "comm/termination.h"
 #include "launcher/requests.h"
 #include "launcher/wiring.h"
+#include "runtime/agent/history_link.h"
 #include "runtime/agent/rank_agent.h"
 #include "runtime/agent/wire.h"
 #include "runtime/base/status_macros.h"
@@ -25,6 +26,8 @@ namespace {
 // What a request that does not say may generate.
 constexpr int64_t kDefaultMaxTokens = 16;
 constexpr absl::Duration kGoodbye = absl::Seconds(2);
+// How long a rank waits for the shared history before it begins without.
+constexpr absl::Duration kHistoryWait = absl::Seconds(2);
 
 uint64_t RandomNumber() {
   std::random_device device;
@@ -68,6 +71,10 @@ uint32_t SequencesInHand(int32_t batch) {
   return static_cast<uint32_t>(batch + std::max(1, batch / 4));
 }
 
+std::string FingerprintOf(const Model& model) {
+  return absl::StrCat(absl::Hex(model.fingerprint, absl::kZeroPad16));
+}
+
 AgentProtocol::Options Registration(const ServiceOptions& options,
                                     const Model& model, RankRuntime& rank,
                                     const Transport& transport) {
@@ -79,8 +86,7 @@ AgentProtocol::Options Registration(const ServiceOptions& options,
   registration.host = std::string(transport.host(transport.rank()));
   v1::ModelIdentity& identity = registration.model;
   identity.set_name(options.model_name);
-  identity.set_fingerprint(
-      absl::StrCat(absl::Hex(model.fingerprint, absl::kZeroPad16)));
+  identity.set_fingerprint(FingerprintOf(model));
   identity.set_numerics_id(
       absl::StrCat(absl::Hex(rank.numerics_id(), absl::kZeroPad16)));
   identity.set_max_context(
@@ -143,6 +149,15 @@ class Meter {
   float coldness_ = 0;
 };
 
+// Shares what this rank learns of the gates with all ranks of the model.
+std::unique_ptr<HistoryLink> FollowHistory(const CoordinatorAddress& address,
+                                           const Model& model,
+                                           HistoryMailbox& mailbox) {
+  return std::make_unique<HistoryLink>(
+      address, HistoryLink::Options{.fingerprint = FingerprintOf(model)},
+      mailbox);
+}
+
 void NoticeOf(const Transport& transport, const std::string& text) {
   std::fprintf(stderr, "notice: rank %d: %s\n", ToIndex(transport.rank()),
                text.c_str());
@@ -157,9 +172,14 @@ absl::Status ServeRank(const ServiceOptions& options,
   cpu_set_t all_cpus;
   sched_getaffinity(0, sizeof(all_cpus), &all_cpus);
   LateSink sink;
-  PORTOLAN_ASSIGN_OR_RETURN(
-      const std::unique_ptr<RankRuntime> rank,
-      RankRuntime::Create(options.job, model, transport, sink));
+  HistoryMailbox mailbox({});
+  const std::unique_ptr<HistoryLink> history =
+      FollowHistory(address, model, mailbox);
+  PORTOLAN_ASSIGN_OR_RETURN(const std::unique_ptr<RankRuntime> rank,
+                            RankRuntime::Create(options.job, model, transport,
+                                                sink, nullptr, &mailbox));
+  mailbox.WaitUntilSynced(kHistoryWait);
+  rank->ApplySharedHistory();
   Meter meter(*rank, transport);
   RankAgent::Options agent_options;
   agent_options.protocol = Registration(options, model, *rank, transport);

@@ -69,7 +69,7 @@ PackIdentity PackIdentityOf(const Model& model, WeightFormat format) {
 
 absl::StatusOr<std::unique_ptr<RankRuntime>> RankRuntime::Create(
     const JobOptions& options, const Model& model, Transport& transport,
-    TokenSink& sink, ForwardObserver* observer) {
+    TokenSink& sink, ForwardObserver* observer, HistoryMailbox* mailbox) {
   std::unique_ptr<RankRuntime> rank(
       new RankRuntime(options, model, transport, observer));
   rank->WireThreads();
@@ -78,6 +78,7 @@ absl::StatusOr<std::unique_ptr<RankRuntime>> RankRuntime::Create(
       AgreeOnStatus(transport, rank->WireForesight(), kStartTimeout));
   PORTOLAN_RETURN_IF_ERROR(
       AgreeOnStatus(transport, rank->WireExperts(), kStartTimeout));
+  if (mailbox != nullptr) rank->WireRecorder(*mailbox);
   PORTOLAN_RETURN_IF_ERROR(
       AgreeOnStatus(transport, rank->WireTrace(), kStartTimeout));
   PORTOLAN_RETURN_IF_ERROR(rank->WireExchange());
@@ -133,6 +134,12 @@ absl::Status RankRuntime::WireForesight() {
   foresight_ = std::make_unique<Foresight>(
       std::move(predictor), config.num_layers, config.num_experts);
   return absl::OkStatus();
+}
+
+void RankRuntime::WireRecorder(HistoryMailbox& mailbox) {
+  recorder_ = std::make_unique<HistoryRecorder>(history_->record_shape(),
+                                                *history_, mailbox);
+  observers_.Add(*recorder_);
 }
 
 absl::Status RankRuntime::WireExperts() {

@@ -13,6 +13,7 @@
 #include "experts/expert_ffn.h"
 #include "experts/expert_pack.h"
 #include "experts/history.h"
+#include "experts/history_mailbox.h"
 #include "experts/policy.h"
 #include "launcher/job.h"
 #include "launcher/options.h"
@@ -21,6 +22,7 @@
 #include "runtime/kernels/kernels.h"
 #include "runtime/model/foresight.h"
 #include "runtime/model/forward.h"
+#include "runtime/model/history_recorder.h"
 #include "runtime/model/trace_recorder.h"
 #include "runtime/serving/engine.h"
 
@@ -33,11 +35,13 @@ PackIdentity PackIdentityOf(const Model& model,
 // One rank, wired: the parts list, each part outliving those below it.
 class RankRuntime {
  public:
-  // Collective: reads this rank's experts and agrees with the others.
+  // Collective: reads this rank's experts and agrees with the others. With a
+  // `mailbox` the rank shares what it learns.
   // Errors: of any rank.
   static absl::StatusOr<std::unique_ptr<RankRuntime>> Create(
       const JobOptions& options, const Model& model, Transport& transport,
-      TokenSink& sink, ForwardObserver* observer = nullptr);
+      TokenSink& sink, ForwardObserver* observer = nullptr,
+      HistoryMailbox* mailbox = nullptr);
   ~RankRuntime();
 
   TokenExchange& exchange() { return *exchange_; }
@@ -55,6 +59,11 @@ class RankRuntime {
   Profile* profile() { return profile_.get(); }
   // Writes --profile.
   absl::Status SaveProfile() const;
+  // Puts what others have shared so far into the history; before the first
+  // step.
+  void ApplySharedHistory() {
+    if (recorder_ != nullptr) recorder_->ApplyAll();
+  }
   // Writes --history, on rank 0 only.
   absl::Status SaveHistory() const;
 
@@ -87,6 +96,7 @@ class RankRuntime {
   void WireThreads();
   absl::Status WireForesight();
   absl::Status WireExperts();
+  void WireRecorder(HistoryMailbox& mailbox);
   absl::Status WireTrace();
   absl::Status WireExchange();
   absl::Status WireEngine(TokenSink& sink);
@@ -101,7 +111,8 @@ class RankRuntime {
   std::unique_ptr<History> history_;
   std::unique_ptr<Foresight> foresight_;  // null: the policy foretells nothing
   std::unique_ptr<ExpertCache> cache_;
-  std::unique_ptr<TraceRecorder> trace_;  // null without --trace
+  std::unique_ptr<TraceRecorder> trace_;       // null without --trace
+  std::unique_ptr<HistoryRecorder> recorder_;  // null without a mailbox
   ObserverChain observers_;
   std::vector<int> allowed_cpus_;  // of this process
   std::vector<int> numa_nodes_;    // of this rank's threads; empty: not bound
