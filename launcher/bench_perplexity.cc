@@ -129,8 +129,10 @@ absl::Status RunRank(const PerplexityOptions& options,
                      std::span<const std::span<const int32_t>> windows,
                      const Model& model, Transport& transport) {
   class : public TokenSink {
-    bool OnToken(int64_t, int32_t) override { return false; }
-    void OnFinish(int64_t, FinishReason) override {}
+    bool OnToken(int64_t /*id*/, const GeneratedToken& /*token*/) override {
+      return false;
+    }
+    void OnFinish(int64_t /*id*/, const SequenceEnd& /*end*/) override {}
   } sink;
   PORTOLAN_ASSIGN_OR_RETURN(
       const std::unique_ptr<RankRuntime> rank,
