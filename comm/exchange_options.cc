@@ -56,7 +56,7 @@ absl::Status ExchangeOptions::Validate() const {
                                     static_cast<int64_t>(kMaxAbortBytes)));
   PORTOLAN_RETURN_IF_ERROR(at_least("step_hint_layers", step_hint_layers, 0));
   PORTOLAN_RETURN_IF_ERROR(
-      at_least("num_layers", num_layers, step_hint_layers));
+      at_least("num_layers", num_layers, (step_hint_layers + 1) / 2));
   for (const int32_t distance : hint_distances) {
     PORTOLAN_RETURN_IF_ERROR(at_least("hint_distances", distance, 1));
   }

@@ -40,10 +40,9 @@ size_t HintBoard::num_targets(int layer) const {
 }
 
 size_t HintBoard::Target(int layer, size_t index) const {
-  const size_t target = layer < 0 ? index
-                                  : static_cast<size_t>(layer) +
-                                        static_cast<size_t>(distances_[index]);
-  return std::min(target, owned_.size());
+  if (layer < 0) return index % owned_.size();
+  return std::min(owned_.size(), static_cast<size_t>(layer) +
+                                     static_cast<size_t>(distances_[index]));
 }
 
 size_t HintBoard::Count(int layer, size_t peer) const {

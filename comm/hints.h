@@ -22,7 +22,8 @@ using OwnerTable = std::vector<std::vector<Rank>>;
 class HintBoard {
  public:
   // distances: of the hints that travel with a layer; step_layers: the hints of
-  // a step record are for layers 0 .. step_layers - 1.
+  // a step record are for layers 0 .. step_layers - 1, from num_layers on those
+  // of the step after.
   HintBoard(const OwnerTable& owner, int world_size, Rank self,
             std::vector<int32_t> distances, int step_layers);
 

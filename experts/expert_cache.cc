@@ -16,6 +16,10 @@ namespace {
 // What a load is taken to cost until one has been measured.
 constexpr double kFirstGuessBytesPerSecond = 1e9;
 
+// Demand loads under way over a link that carries one at a time: that one, and
+// one to follow at once.
+constexpr int32_t kDemandAheadOfLink = 2;
+
 // PolicyDriver's rules want two slots; a rank of fewer experts has them all.
 PolicyShape DriverShape(PolicyShape shape) {
   shape.num_slots = std::max(shape.num_slots, 2);
@@ -255,12 +259,16 @@ void ExpertCache::LeaseReady(Work& work) {
 }
 
 void ExpertCache::DemandPending(Work& work) {
+  const int32_t most =
+      source_->link() ? kDemandAheadOfLink : source_->queue_depth() + 1;
   bool any = false;
   for (const int32_t need : work.pending) {
     const ExpertId id = work.IdOf(need);
     if (const std::optional<int32_t> slot = table_.Find(id)) {
       any |= queue_.Promote(*slot);
     } else {
+      // A slot claimed before the source can fill it is one that nothing uses.
+      if (queue_.num_loads() - queue_.num_speculative() >= most) break;
       if (!MakeRoom(id)) break;
       StartLoad(id, ReadClass::kDemand);
       any = true;
@@ -350,6 +358,8 @@ LinkState ExpertCache::Link() const {
     state.bytes_per_second =
         static_cast<double>(options_.slot_bytes) / service_seconds_;
   }
+  state.chunk_bytes =
+      shape_.expert_bytes / source_->NumChunks(shape_.owned.front());
   state.free_at = options_.clock();
   if (queue_.under_way() > 0) {
     state.free_at += queue_.num_loads() * state.LoadTime(shape_.expert_bytes);

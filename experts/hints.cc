@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "experts/mixer.h"
 #include "runtime/base/check.h"
 
 namespace portolan {
@@ -19,6 +20,14 @@ void MergeHints(HintMerge merge, std::span<const std::span<const Fp16>> sources,
                                            : std::max(merged[i], score);
     }
   }
+}
+
+float HintOf(float probability) {
+  return -FastLog(1.0f - std::clamp(probability, 0.0f, 0.999f));
+}
+
+float UnionProbability(float sum) {
+  return 1.0f - FastExp(-std::min(sum, 40.0f));
 }
 
 float UseProbability(float expected, int64_t num_tokens) {

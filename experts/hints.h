@@ -17,6 +17,13 @@ enum class HintMerge : uint8_t { kSum, kMax };
 void MergeHints(HintMerge merge, std::span<const std::span<const Fp16>> sources,
                 std::span<float> merged);
 
+// A hint that adds up over tokens and ranks to what their union needs: of a
+// token that chooses an expert with probability p, -ln(1 - p), the tokens that
+// a Poisson process of the same chance of none has. p of 1 counts as 0.999.
+float HintOf(float probability);
+// Probability that any token chooses an expert whose hints add up to `sum`.
+float UnionProbability(float sum);
+
 // Probability that a layer needs an expert at all, if `expected` of the step's
 // `num_tokens` tokens are expected to choose it (each with the same chance,
 // which is what is known of them): 1 - (1 - expected / n)^n.

@@ -46,6 +46,9 @@ struct LinkState {
   absl::Time free_at = absl::InfinitePast();
   double bytes_per_second = 0;
   absl::Duration latency = absl::ZeroDuration();  // of each load
+  // What demand waits for at most, since it overtakes between chunks; 0: a
+  // load.
+  int64_t chunk_bytes = 0;
 
   absl::Duration LoadTime(int64_t bytes) const {
     if (bytes_per_second <= 0) return latency;

@@ -15,6 +15,12 @@ namespace {
 
 // An expert never seen may still come.
 constexpr float kLeastProbability = 0.005f;
+// What a layer farther off makes of a probability when reads compete: there
+// will be time for it later, and better hints.
+constexpr float kLater = 0.97f;
+// Share of a victim's use that is the prefetch's fault: demand would have taken
+// the slot of many of them anyway.
+constexpr double kVictimsFault = 0.5;
 // The guard compares sums over about this many layer visits ...
 constexpr double kGuardMemory = 1.0 - 1.0 / 512;
 // ... and changes its mind only for more than this much.
@@ -35,7 +41,12 @@ class AdaptivePolicy final : public CachePolicy {
         this_step_(shape_.num_ids(), 0.0f),
         next_step_(shape_.num_ids(), 0.0f),
         started_(shape_.num_ids(), 0.0f),
-        hinted_(2 * static_cast<size_t>(shape_.num_layers), false) {}
+        sooner_(2 * static_cast<size_t>(shape_.num_layers) + 1, 1.0f),
+        hinted_(2 * static_cast<size_t>(shape_.num_layers), false) {
+    for (size_t i = 1; i < sooner_.size(); ++i) {
+      sooner_[i] = sooner_[i - 1] * kLater;
+    }
+  }
 
   std::string_view name() const override { return "adaptive"; }
 
@@ -65,13 +76,23 @@ class AdaptivePolicy final : public CachePolicy {
   float AnyVisit(size_t index) const;
   // P(needed at the visit after this step's).
   float NextStep(ExpertId id, size_t index) const;
-  // Expected layers until the expert is needed.
+  // Layers that its slot is held for each load saved: what keeping it until one
+  // of its next visits costs over the probability that it is used by then, at
+  // the best of these visits.
   float NextUse(ExpertId id) const;
   float LeastRecentUse(ExpertId id) const {
     return -static_cast<float>(uses_.last_use(id));
   }
 
-  Candidate LikeliestAbsent(std::span<const Residence> residence) const;
+  // In loads: what a speculative read saves if it is used, and costs if not.
+  struct Price {
+    double won = 0;
+    double delay = 0;
+  };
+
+  // The likeliest one, of equals the one that is needed soonest.
+  Candidate BestAbsent(std::span<const Residence> residence) const;
+  Price PriceOf(const LinkState& link, absl::Time now) const;
   // Compares the shadows and the account of speculation.
   void Guard(int32_t layer, std::span<const ExpertNeed> needs);
 
@@ -85,7 +106,8 @@ class AdaptivePolicy final : public CachePolicy {
   std::vector<float> next_step_;
   // Of prefetches not needed as yet: what a wrong one costs, in loads.
   std::vector<float> started_;
-  std::vector<bool> hinted_;  // [2 * num_layers]: this step's, the next one's
+  std::vector<float> sooner_;  // [2 * num_layers + 1], by layers ahead
+  std::vector<bool> hinted_;   // [2 * num_layers]: this step's, the next one's
   int64_t tokens_ = 1;
   int64_t next_tokens_ = 1;  // expected in the next step
   int32_t layer_ = -1;       // in work
@@ -110,10 +132,9 @@ void AdaptivePolicy::OnHints(int32_t layer, int32_t /*distance*/,
                              absl::Time /*now*/) {
   const bool of_this_step = layer < shape_.num_layers;
   std::vector<float>& probabilities = of_this_step ? this_step_ : next_step_;
-  const int64_t tokens = of_this_step ? tokens_ : next_tokens_;
   const size_t first = shape_.Index({layer % shape_.num_layers, 0});
   for (size_t e = 0; e < scores.size(); ++e) {
-    probabilities[first + e] = UseProbability(scores[e], tokens);
+    probabilities[first + e] = UnionProbability(scores[e]);
   }
   hinted_[static_cast<size_t>(layer)] = true;
 }
@@ -190,12 +211,18 @@ float AdaptivePolicy::NextVisit(ExpertId id) const {
 float AdaptivePolicy::NextUse(ExpertId id) const {
   const size_t index = shape_.Index(id);
   const auto cycle = static_cast<float>(shape_.num_layers);
-  // From the first visit of which nothing is foretold on.
-  const float beyond = cycle / AnyVisit(index);
-  const float after_this_step = (1 - NextStep(id, index)) * beyond;
-  const auto distance = static_cast<float>(id.layer - layer_);
-  if (!IsAhead(id)) return distance + cycle + after_this_step;
-  return distance + (1 - NextVisit(id)) * (cycle + after_this_step);
+  const bool ahead = IsAhead(id);
+  const float later = AnyVisit(index);
+  const float second = ahead ? NextStep(id, index) : later;
+  auto distance = static_cast<float>(id.layer - layer_) + (ahead ? 0 : cycle);
+  float unused = 1 - std::max(kLeastProbability, NextVisit(id));
+  float next = distance / (1 - unused);
+  for (const float probability : {second, later}) {
+    distance += cycle;
+    unused *= 1 - probability;
+    next = std::min(next, distance / (1 - unused));
+  }
+  return next;
 }
 
 size_t AdaptivePolicy::ChooseVictim(std::span<const ExpertId> evictable,
@@ -213,15 +240,21 @@ size_t AdaptivePolicy::ChooseVictim(std::span<const ExpertId> evictable,
   return victim;
 }
 
-AdaptivePolicy::Candidate AdaptivePolicy::LikeliestAbsent(
+AdaptivePolicy::Candidate AdaptivePolicy::BestAbsent(
     std::span<const Residence> residence) const {
   Candidate best;
+  float best_score = 0;
   for (const ExpertId id : shape_.owned) {
     if (residence[shape_.Index(id)] != Residence::kAbsent) continue;
     const int32_t visit = IsAhead(id) ? id.layer : shape_.num_layers + id.layer;
     if (!hinted_[static_cast<size_t>(visit)]) continue;
     const float probability = NextVisit(id);
-    if (probability > best.probability) best = {id, probability};
+    const float score =
+        probability * sooner_[static_cast<size_t>(visit - layer_)];
+    if (score > best_score) {
+      best = {id, probability};
+      best_score = score;
+    }
   }
   return best;
 }
@@ -229,26 +262,35 @@ AdaptivePolicy::Candidate AdaptivePolicy::LikeliestAbsent(
 std::optional<Prefetch> AdaptivePolicy::NextPrefetch(
     const PrefetchContext& context) {
   if (visits_ < paused_until_) return std::nullopt;
-  const Candidate candidate = LikeliestAbsent(context.residence);
+  const Candidate candidate = BestAbsent(context.residence);
   if (candidate.probability <= kLeastProbability) return std::nullopt;
   Prefetch prefetch{.id = candidate.id};
-  float regret = 0;
+  double regret = 0;
   if (!context.has_free_slot) {
     prefetch.victim = context.evictable[ChooseVictim(
         context.evictable, candidate.id, context.now)];
-    regret = NextVisit(*prefetch.victim);
+    regret = kVictimsFault * NextVisit(*prefetch.victim);
   }
-  // In units of one load: what the link does while it would be idle is won if
-  // the expert is used; what is left after that delays demand if it is not.
-  const double load =
-      absl::ToDoubleSeconds(context.link.LoadTime(shape_.expert_bytes));
-  const double idle = idle_.Left(tokens_, context.now);
-  const double won = load > 0 ? std::min(1.0, idle / load) : 1.0;
+  const Price price = PriceOf(context.link, context.now);
   const double p = candidate.probability;
-  if (p * won <= (1 - p) * (1 - won) + regret) return std::nullopt;
+  if (p * price.won <= (1 - p) * price.delay + regret) return std::nullopt;
   started_[shape_.Index(candidate.id)] =
-      static_cast<float>(1 - won) + regret + kLeastProbability;
+      static_cast<float>(price.delay + regret) + kLeastProbability;
   return prefetch;
+}
+
+// In units of one load: what the link does while it would be idle is won if the
+// expert is used; demand that comes meanwhile waits for the chunk under way.
+AdaptivePolicy::Price AdaptivePolicy::PriceOf(const LinkState& link,
+                                              absl::Time now) const {
+  const double load = absl::ToDoubleSeconds(link.LoadTime(shape_.expert_bytes));
+  if (load <= 0) return {.won = 1, .delay = 0};
+  const int64_t chunk =
+      link.chunk_bytes > 0 ? link.chunk_bytes : shape_.expert_bytes;
+  const double won = std::min(1.0, idle_.Left(tokens_, now) / load);
+  return {.won = won,
+          .delay = std::min(
+              1 - won, absl::ToDoubleSeconds(link.LoadTime(chunk)) / load)};
 }
 
 }  // namespace

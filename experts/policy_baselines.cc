@@ -292,6 +292,7 @@ class FmoePolicy final : public HintedPolicy {
 
   void OnHints(int32_t layer, int32_t distance, std::span<const float> scores,
                absl::Time now) override {
+    if (layer >= shape_.num_layers) return;
     HintedPolicy::OnHints(layer, distance, scores, now);
     // Eviction keeps the last map's view of a layer after it has passed.
     std::ranges::copy(

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <span>
 #include <string_view>
@@ -67,6 +68,16 @@ class Predictor {
   // Layers ahead that are foretold after each Observe(), rising, fixed per job;
   // at most 2 * num_layers.
   virtual std::span<const int32_t> distances() const = 0;
+
+  // Whether Predict() has more than zeros for the layers of the step after this
+  // one.
+  virtual bool foretells_next_step() const { return false; }
+
+  // Layers that travel with the step record, from 0 on.
+  int32_t step_layers(int32_t num_layers) const {
+    return std::min(distances().back(),
+                    foretells_next_step() ? 2 * num_layers : num_layers);
+  }
 
   // How many gates ahead Observe() wants evaluated: 0, 1 or 2.
   virtual int32_t lookahead() const { return 0; }

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "absl/container/flat_hash_map.h"
+#include "experts/hints.h"
 #include "experts/history.h"
 #include "experts/prediction_score.h"
 #include "experts/sequence_context.h"
@@ -112,6 +113,7 @@ class AdaptivePredictor final : public Predictor {
 
   std::span<const int32_t> distances() const override { return distances_; }
   int32_t lookahead() const override { return 2; }
+  bool foretells_next_step() const override { return true; }
   void BeginStep(const StepTokens& tokens) override;
   void Observe(const LayerObservation& observation) override;
   void Predict(int32_t layer, int32_t distance,
@@ -429,7 +431,8 @@ void AdaptivePredictor::Foretell(Foresight foresight, int32_t layer,
         FillTrajectory(row, layer);
       }
       mixer.Mix(Inputs(), probabilities_);
-      for (size_t e = 0; e < experts_; ++e) expected[e] += probabilities_[e];
+      for (size_t e = 0; e < experts_; ++e)
+        expected[e] += HintOf(probabilities_[e]);
       if (measuring()) AddMeasured(foresight, layer);
       for (size_t lesson = 0; lesson < num_lessons_; ++lesson) {
         if (lessons_[lesson].row != row) continue;
@@ -450,7 +453,8 @@ void AdaptivePredictor::ForetellNextStep(int32_t layer) {
     FillToken(history_.followers(), token_ids_[static_cast<size_t>(last)],
               *slice.state, layer);
     mixer.Mix(Inputs(), probabilities_);
-    for (size_t e = 0; e < experts_; ++e) expected[e] += probabilities_[e];
+    for (size_t e = 0; e < experts_; ++e)
+      expected[e] += HintOf(probabilities_[e]);
     if (slice.sequence == pending_.sequence) {
       KeepLesson(static_cast<size_t>(layer), pending_);
     }

@@ -32,8 +32,8 @@ std::vector<Mixer> InitialMixers(int32_t num_layers);
 //   - gate look-ahead at +1 and +2,
 //   - popularity over all sequences,
 // mixed in the logistic domain with weights learned by log-loss per layer and
-// foresight, so that a source counts for what it has proven. Scores are sums
-// over tokens: the expected tokens of each expert.
+// foresight, so that a source counts for what it has proven. Scores add up over
+// tokens to what their union needs (HintOf()).
 //
 // After BeginStep() every layer of the step is foretold at once, and every
 // layer of the step after it (d = twice the layers); then again at distances 2

@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "experts/memory_budget.h"
+#include "experts/policy_ablation.h"
 #include "experts/policy_oracle.h"
 #include "experts/replay_feed.h"
 #include "experts/simulated_cache.h"
@@ -29,6 +30,12 @@ PredictorShape PredictorShapeOf(const Trace& trace) {
           .max_step_tokens = static_cast<int32_t>(tokens)};
 }
 
+// As files are read: matrix by matrix, no more than 512 KiB at once.
+int64_t ChunkBytes(const ReplayOptions& options, const TraceHeader& header) {
+  if (options.chunk_bytes > 0) return options.chunk_bytes;
+  return std::min<int64_t>(512 << 10, (header.expert_bytes + 2) / 3);
+}
+
 class Run {
  public:
   Run(const Trace& trace, std::string_view policy, const ReplayOptions& options,
@@ -47,12 +54,17 @@ class Run {
     int32_t end_expert = 0;
   };
 
-  void BuildNodes(std::string_view policy, const PolicyOptions& options,
-                  int64_t num_slots, const History* history);
+  void BuildNodes(const PolicyOptions& options, int64_t num_slots,
+                  const History* history);
   PolicyShape ShapeOf(const Node& node, int64_t num_slots) const;
   Future FutureOf(const Node& node) const;
+  std::unique_ptr<CachePolicy> PolicyOf(const Node& node,
+                                        const PolicyShape& shape,
+                                        const PolicyOptions& options,
+                                        const History* history) const;
   void BeginStep(const TraceStep& step);
   void PlayLayer(const TraceStep& step, int32_t layer);
+  void ForetellTruly(int32_t layer);
   void SendHints(int32_t layer, int32_t distance);
   void CollectNeeds(const TraceLayer& layer);
   absl::Duration RowTime(const TraceLayer& layer) const;
@@ -62,6 +74,9 @@ class Run {
 
   const Trace& trace_;
   const TraceHeader& header_;
+  const std::string name_;
+  Ablation ablation_;
+  const std::string_view policy_;  // of name_, without what is ablated
   const LinkSpec link_;
   const int64_t chunk_bytes_;
   History history_;
@@ -69,6 +84,7 @@ class Run {
   std::vector<int32_t> counts_;
   std::vector<float> merged_;
   std::vector<std::vector<Fp16>> scores_;  // of each rank
+  size_t step_ = 0;                        // in work
   absl::Duration compute_ = absl::ZeroDuration();
 };
 
@@ -77,15 +93,17 @@ Run::Run(const Trace& trace, std::string_view policy,
          const History* history)
     : trace_(trace),
       header_(trace.header),
+      name_(policy),
+      policy_(SplitAblation(name_, ablation_)),
       link_(options.link),
-      chunk_bytes_(options.chunk_bytes),
+      chunk_bytes_(ChunkBytes(options, trace.header)),
       history_(history != nullptr ? *history
                                   : History(HistoryShapeOf(trace.header))),
       counts_(static_cast<size_t>(header_.num_experts)),
       merged_(static_cast<size_t>(header_.num_experts)) {
   nodes_.resize(static_cast<size_t>(options.num_ranks));
   scores_.assign(nodes_.size(), std::vector<Fp16>(merged_.size()));
-  BuildNodes(policy, options.policy, num_slots, history);
+  BuildNodes(options.policy, num_slots, history);
 }
 
 PolicyShape Run::ShapeOf(const Node& node, int64_t num_slots) const {
@@ -118,8 +136,20 @@ Future Run::FutureOf(const Node& node) const {
   return future;
 }
 
-void Run::BuildNodes(std::string_view policy, const PolicyOptions& options,
-                     int64_t num_slots, const History* history) {
+std::unique_ptr<CachePolicy> Run::PolicyOf(const Node& node,
+                                           const PolicyShape& shape,
+                                           const PolicyOptions& options,
+                                           const History* history) const {
+  if (policy_ == kOracle) return MakeOraclePolicy(shape, FutureOf(node));
+  std::unique_ptr<CachePolicy> policy =
+      MakePolicy(policy_, shape, options, history);
+  if (!ablation_.any()) return policy;
+  return MakeAblatedPolicy(ablation_, std::move(policy),
+                           MakeOraclePolicy(shape, FutureOf(node)));
+}
+
+void Run::BuildNodes(const PolicyOptions& options, int64_t num_slots,
+                     const History* history) {
   const PredictorShape shape = PredictorShapeOf(trace_);
   const auto num_ranks = static_cast<int32_t>(nodes_.size());
   for (int32_t rank = 0; rank < num_ranks; ++rank) {
@@ -130,12 +160,9 @@ void Run::BuildNodes(std::string_view policy, const PolicyOptions& options,
     node.feed = std::make_unique<ReplayFeed>(trace_, rank, num_ranks);
     const PolicyShape cache = ShapeOf(node, num_slots);
     node.cache = std::make_unique<SimulatedCache>(
-        cache,
-        policy == kOracle ? MakeOraclePolicy(cache, FutureOf(node))
-                          : MakePolicy(policy, cache, options, history),
-        link_, chunk_bytes_);
-    if (policy != kOracle) {
-      node.predictor = MakePredictor(policy, shape, options, history_);
+        cache, PolicyOf(node, cache, options, history), link_, chunk_bytes_);
+    if (policy_ != kOracle) {
+      node.predictor = MakePredictor(policy_, shape, options, history_);
     }
   }
 }
@@ -146,10 +173,21 @@ void Run::BeginStep(const TraceStep& step) {
     node.feed->BeginStep(step, node.predictor.get());
   }
   if (nodes_.front().predictor == nullptr) return;
-  // As in the engine: what lies beyond the last layer is not sent.
-  const int32_t reach = std::min(nodes_.front().predictor->distances().back(),
-                                 header_.num_layers);
+  const int32_t reach =
+      nodes_.front().predictor->step_layers(header_.num_layers);
   for (int32_t layer = 0; layer < reach; ++layer) SendHints(layer, layer + 1);
+}
+
+// Certainty for what a layer will need, of the next step beyond the last layer.
+void Run::ForetellTruly(int32_t layer) {
+  std::ranges::fill(merged_, 0.0f);
+  const size_t step = step_ + static_cast<size_t>(layer / header_.num_layers);
+  if (step >= trace_.steps.size()) return;
+  const TraceStep& said = trace_.steps[step];
+  for (const uint16_t expert :
+       said.layers[static_cast<size_t>(layer % header_.num_layers)].experts) {
+    merged_[expert] = static_cast<float>(said.num_tokens());
+  }
 }
 
 void Run::SendHints(int32_t layer, int32_t distance) {
@@ -160,7 +198,11 @@ void Run::SendHints(int32_t layer, int32_t distance) {
     sources.push_back(scores_[rank]);
   }
   for (Node& node : nodes_) {
-    MergeHints(node.cache->driver().policy().hint_merge(), sources, merged_);
+    if (ablation_.prediction) {
+      ForetellTruly(layer);
+    } else {
+      MergeHints(node.cache->driver().policy().hint_merge(), sources, merged_);
+    }
     node.cache->driver().OnHints(layer, distance, merged_, node.cache->now());
   }
 }
@@ -228,6 +270,7 @@ void Run::EndStep(const TraceStep& step, size_t index) {
 ReplayResult Run::Play() {
   for (size_t i = 0; i < trace_.steps.size(); ++i) {
     const TraceStep& step = trace_.steps[i];
+    step_ = i;
     BeginStep(step);
     for (int32_t layer = 0; layer < header_.num_layers; ++layer) {
       PlayLayer(step, layer);
@@ -253,7 +296,7 @@ void MergePredictions(std::vector<PredictionMetrics> from,
 ReplayResult Run::Collect() const {
   ReplayResult result;
   const PolicyDriver& first = nodes_.front().cache->driver();
-  result.policy = first.policy().name();
+  result.policy = name_;
   result.notice = first.policy().notice();
   result.num_ranks = static_cast<int32_t>(nodes_.size());
   for (const Node& node : nodes_) {
@@ -279,7 +322,9 @@ int32_t FirstOwnedExpert(int32_t rank, int32_t num_ranks, int32_t num_experts) {
 absl::StatusOr<ReplayResult> Replay(const Trace& trace, std::string_view policy,
                                     const ReplayOptions& options,
                                     const History* history) {
-  if (policy != kOracle) PORTOLAN_RETURN_IF_ERROR(CheckPolicyName(policy));
+  Ablation ablation;
+  const std::string_view name = SplitAblation(policy, ablation);
+  if (name != kOracle) PORTOLAN_RETURN_IF_ERROR(CheckPolicyName(name));
   if (options.num_ranks < 1 || options.num_ranks > trace.header.num_experts) {
     return absl::InvalidArgumentError(absl::StrCat(
         "--ranks ", options.num_ranks, " for ", trace.header.num_experts,

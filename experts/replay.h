@@ -22,7 +22,7 @@ struct ReplayOptions {
   // Of a rank, as --expert-memory takes it: "25%", "64MiB", "all".
   std::string expert_memory = "25%";
   LinkSpec link = {};
-  int64_t chunk_bytes = 512 << 10;  // of a load, as files are read
+  int64_t chunk_bytes = 0;  // of a load; 0: a third of it, at most 512 KiB
   PolicyOptions policy = {};
 };
 
@@ -45,7 +45,8 @@ struct ReplayResult {
 // FirstOwnedExpert(rank) up to that of the next rank.
 int32_t FirstOwnedExpert(int32_t rank, int32_t num_ranks, int32_t num_experts);
 
-// Runs one policy ("oracle" included) over a trace in simulated time: the union
+// Runs one policy ("oracle" included, and "adaptive+eviction" and the like, see
+// policy_ablation.h) over a trace in simulated time: the union
 // of each step is what its layers need, links and caches are those of
 // SimulatedCache, predictors see what the gates said and hints travel in f16.
 // The layers' compute times come from the trace.

@@ -88,6 +88,40 @@ std::string ReplayTable(std::span<const ReplayRow> rows) {
   return table;
 }
 
+std::string LossTable(std::span<const ReplayRow> rows) {
+  std::string table = absl::StrFormat(
+      "\n%8s %8s %8s %8s %9s | stall s lost to %10s %8s %9s %8s\n", "memory",
+      "lru", "adaptive", "oracle", "closes", "prediction", "eviction",
+      "admission", "link");
+  for (const ReplayRow& row : rows) {
+    if (row.result.policy != "adaptive") continue;
+    const auto stall = [&](std::string_view policy) -> std::optional<double> {
+      for (const ReplayRow& other : rows) {
+        if (other.result.policy == policy && other.budget == row.budget) {
+          return StallSeconds(other);
+        }
+      }
+      return std::nullopt;
+    };
+    const auto lru = stall("lru");
+    const auto oracle = stall("oracle");
+    const auto prediction = stall("adaptive+prediction");
+    const auto eviction = stall("adaptive+eviction");
+    const auto admission = stall("adaptive+admission");
+    if (!lru || !oracle || !prediction || !eviction || !admission) continue;
+    const double own = StallSeconds(row);
+    const double gap = *lru - *oracle;
+    absl::StrAppend(
+        &table,
+        absl::StrFormat(
+            "%8s %8.3f %8.3f %8.3f %7.1f %% | %26.3f %8.3f %9.3f %8.3f\n",
+            row.expert_memory, *lru, own, *oracle,
+            gap > 0 ? 100 * (*lru - own) / gap : 100.0, own - *prediction,
+            own - *eviction, own - *admission, *oracle));
+  }
+  return table;
+}
+
 nlohmann::json ToJson(const ExpertMetrics& m) {
   return {{"steps", m.steps},
           {"tokens", m.tokens},

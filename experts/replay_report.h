@@ -21,6 +21,12 @@ struct ReplayRow {
 // the same budget, if there is one; then precision and recall by source.
 std::string ReplayTable(std::span<const ReplayRow> rows);
 
+// Where the stall of `adaptive` comes from, per budget: what it saves over lru,
+// and what perfect hints, the oracle's victims or the oracle's choice of reads
+// alone would save; the stall that the link leaves even to the oracle. Budgets
+// without rows for these (policy_ablation.h) are left out.
+std::string LossTable(std::span<const ReplayRow> rows);
+
 // The same as an array of objects, with all counters, per rank as well.
 nlohmann::json ReplayJson(std::span<const ReplayRow> rows);
 

@@ -16,14 +16,16 @@ SimulatedCache::SimulatedCache(const PolicyShape& shape,
       driver_(shape, std::move(policy)),
       link_(link),
       phase_(shape.num_ids(), Phase::kIdle),
-      chunks_left_(shape.num_ids(), 0) {
+      chunks_left_(shape.num_ids(), 0),
+      demanded_(shape.num_ids(), false) {
   PORTOLAN_CHECK(chunk_bytes > 0);
 }
 
 LinkState SimulatedCache::link_state() const {
   return {.free_at = chunks_on_link_ == 0 ? now_ : link_.NextArrival(),
           .bytes_per_second = spec_.bytes_per_second,
-          .latency = spec_.latency};
+          .latency = spec_.latency,
+          .chunk_bytes = chunk_bytes_};
 }
 
 void SimulatedCache::AdvanceTo(absl::Time time) {
@@ -54,6 +56,10 @@ void SimulatedCache::Arrive(uint64_t tag) {
   const ExpertId id{static_cast<int32_t>(index / experts),
                     static_cast<int32_t>(index % experts)};
   residents_.push_back(id);
+  if (demanded_[index]) {
+    demanded_[index] = false;
+    --num_demanded_;
+  }
   driver_.OnLoaded(id, now_);
 }
 
@@ -105,12 +111,15 @@ void SimulatedCache::StartDemand(int32_t layer,
         driver_.residence(id) != Residence::kAbsent) {
       continue;
     }
+    if (num_demanded_ == kDemandAhead) return;
     if (used_slots_ == shape_.num_slots) {
       const std::span<const ExpertId> evictable = Evictable();
       if (evictable.empty()) return;
       Evict(driver_.ChooseVictim(evictable, id, now_));
     }
     StartLoad(id, ReadClass::kDemand);
+    demanded_[shape_.Index(id)] = true;
+    ++num_demanded_;
   }
 }
 

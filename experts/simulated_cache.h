@@ -42,10 +42,14 @@ class SimulatedCache {
   void AskForPrefetches();
   void StartLoad(ExpertId id, ReadClass read_class);
   void Evict(ExpertId id);
-  // Starts reads for needs that are absent, as far as slots can be had.
+  // Starts reads for needs that are absent, as far as slots can be had and the
+  // link can take them soon: a slot claimed early is one that nothing uses.
   void StartDemand(int32_t layer, std::span<const ExpertNeed> needs);
   std::span<const ExpertId> Evictable();
   LinkState link_state() const;
+
+  // Demand reads under way: one on the link and one to follow at once.
+  static constexpr int32_t kDemandAhead = 2;
 
   const PolicyShape shape_;
   const LinkSpec spec_;
@@ -55,6 +59,8 @@ class SimulatedCache {
   absl::Time now_ = absl::UnixEpoch();
   std::vector<Phase> phase_;          // of the needs of the layer, by Index()
   std::vector<int64_t> chunks_left_;  // of a load, by Index()
+  std::vector<bool> demanded_;        // its load began as demand, by Index()
+  int32_t num_demanded_ = 0;          // of these under way
   std::vector<ExpertId> residents_;   // complete ones
   std::vector<ExpertId> evictable_;   // scratch
   int32_t used_slots_ = 0;

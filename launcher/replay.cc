@@ -1,5 +1,6 @@
 #include "launcher/replay.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <fstream>
 #include <memory>
@@ -30,6 +31,7 @@ struct ReplayCommand {
   std::string learn;
   std::string plot;
   bool json = false;
+  bool why = false;
 };
 
 absl::StatusOr<Trace> ReadAll(const std::vector<std::string>& paths) {
@@ -108,6 +110,17 @@ absl::Status WritePlot(const ReplayCommand& command,
       absl::StrCat("--plot: cannot write ", command.plot));
 }
 
+// What --why compares: the policy as it is and with one part of it perfect.
+void AddAblations(std::vector<std::string>& policies) {
+  for (const char* name :
+       {"lru", "adaptive", "adaptive+prediction", "adaptive+eviction",
+        "adaptive+admission", "oracle"}) {
+    if (std::ranges::find(policies, name) == policies.end()) {
+      policies.emplace_back(name);
+    }
+  }
+}
+
 absl::Status RunReplay(ReplayCommand command) {
   if (command.ranks < 1) {
     return absl::InvalidArgumentError("--ranks must be at least 1");
@@ -118,6 +131,7 @@ absl::Status RunReplay(ReplayCommand command) {
     }
     command.policies.emplace_back("oracle");
   }
+  if (command.why) AddAblations(command.policies);
   PORTOLAN_ASSIGN_OR_RETURN(const Trace trace, ReadAll(command.traces));
   PORTOLAN_ASSIGN_OR_RETURN(const std::vector<ReplayRow> rows,
                             RunAll(command, trace));
@@ -125,7 +139,8 @@ absl::Status RunReplay(ReplayCommand command) {
     PORTOLAN_RETURN_IF_ERROR(WritePlot(command, rows));
   }
   const std::string text =
-      command.json ? ReplayJson(rows).dump(2) + "\n" : ReplayTable(rows);
+      command.json ? ReplayJson(rows).dump(2) + "\n"
+                   : ReplayTable(rows) + (command.why ? LossTable(rows) : "");
   std::fputs(text.c_str(), stdout);
   return absl::OkStatus();
 }
@@ -162,6 +177,8 @@ void AddReplayCommand(CLI::App& app, int& exit_code) {
   replay->add_option("--plot", command->plot,
                      "Draw stall and hit rate against memory into this SVG");
   replay->add_flag("--json", command->json, "Print JSON");
+  replay->add_flag("--why", command->why,
+                   "Say what adaptive loses to the oracle by cause");
   replay->callback(
       [command, &exit_code] { exit_code = Report(RunReplay(*command)); });
 }

@@ -12,8 +12,9 @@
 namespace portolan {
 
 // Feeds a predictor with what the forward pass sees, and gives its scores to
-// the exchange as hints: those for layers 0 .. d-1 with the step record, those
-// for layer + distance with each layer's header.
+// the exchange as hints: those for layers 0 .. d-1 (num_layers + l: layer l of
+// the step after) with the step record, those for layer + distance with each
+// layer's header.
 //
 // Thread-compatible.
 class Foresight final : public ForwardObserver {
@@ -26,9 +27,7 @@ class Foresight final : public ForwardObserver {
     return {predictor_->distances().begin(), predictor_->distances().end()};
   }
   // So many layers are hinted with the step record.
-  int32_t step_layers() const {
-    return std::min(predictor_->distances().back(), num_layers_);
-  }
+  int32_t step_layers() const { return predictor_->step_layers(num_layers_); }
 
   int look_ahead() const override { return predictor_->lookahead(); }
   void OnEmbedding(std::span<const StepToken> tokens,

@@ -49,7 +49,9 @@ void MoeLayer::TakeHints(
     if (!hints.empty()) hint_sources_[num_sources++] = hints;
   }
   if (num_sources == 0) return;
-  const std::span<const int32_t> owned = exchange_.owned_experts(layer);
+  const auto num_layers = static_cast<int32_t>(selections_by_layer_.size());
+  const std::span<const int32_t> owned =
+      exchange_.owned_experts(layer % num_layers);
   merged_.resize(owned.size());
   MergeHints(hints_.merge, std::span(hint_sources_).first(num_sources),
              merged_);
