@@ -26,9 +26,10 @@ constexpr double kGuardMemory = 1.0 - 1.0 / 512;
 // ... and changes its mind only for more than this much.
 constexpr double kHysteresis = 0.01;
 // Loads that the speculation account may be in debt before it pauses, and the
-// visits of a pause.
+// visits of a pause: twice as many each time, until speculation gained again.
 constexpr double kMaxDebt = 8;
 constexpr int64_t kPause = 256;
+constexpr int64_t kLongestPause = 16 * kPause;
 
 class AdaptivePolicy final : public CachePolicy {
  public:
@@ -117,6 +118,7 @@ class AdaptivePolicy final : public CachePolicy {
   double account_ = 0;  // loads that speculation has saved, aged
   int64_t visits_ = 0;
   int64_t paused_until_ = 0;
+  int64_t pause_ = kPause;
 };
 
 void AdaptivePolicy::OnBeginStep(int64_t num_tokens, absl::Time /*now*/) {
@@ -182,8 +184,10 @@ void AdaptivePolicy::Guard(int32_t layer, std::span<const ExpertNeed> needs) {
   if (own_misses_ > lru_misses_ + margin) evicts_as_lru_ = true;
   if (own_misses_ < lru_misses_ - margin) evicts_as_lru_ = false;
   account_ *= kGuardMemory;
+  if (account_ > kMaxDebt) pause_ = kPause;
   if (account_ < -kMaxDebt) {
-    paused_until_ = visits_ + kPause;
+    paused_until_ = visits_ + pause_;
+    pause_ = std::min(2 * pause_, kLongestPause);
     account_ = 0;
   }
 }

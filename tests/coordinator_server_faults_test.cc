@@ -240,6 +240,11 @@ TEST_F(CoordinatorFaultsTest, AClientThatGoesAwayCancelsItsRequest) {
 
   ASSERT_TRUE(cancel.has_value());
   EXPECT_EQ(cancel->cancel().request_id(), assign.request_id());
+  // The rank may hear of it before the end is on disk.
+  const absl::Time deadline = absl::Now() + absl::Seconds(10);
+  while (Get(assign.request_id()).state() == v1::REQUEST_STATE_RUNNING &&
+         absl::Now() < deadline) {
+  }
   EXPECT_EQ(Get(assign.request_id()).state(), v1::REQUEST_STATE_CANCELLED);
 }
 

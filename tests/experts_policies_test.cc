@@ -307,13 +307,15 @@ absl::Duration StallUnder(std::string_view policy, int steps, int64_t* wasted,
 
 TEST(AdaptiveGuardTest, HintsThatLieCostNoMoreThanNoise) {
   int64_t wasted = 0;
-  const absl::Duration lru = StallUnder("lru", 2000, &wasted, 0.99f);
+  constexpr int kSteps = 2000;
+  const absl::Duration lru = StallUnder("lru", kSteps, &wasted, 0.99f);
 
-  const absl::Duration adaptive = StallUnder("adaptive", 2000, &wasted, 0.99f);
+  const absl::Duration adaptive =
+      StallUnder("adaptive", kSteps, &wasted, 0.99f);
 
   EXPECT_LE(adaptive, 1.02 * lru);
   // Speculation stopped: a believer would have read one expert a layer.
-  EXPECT_LT(wasted, 2000 * kLayers * int64_t{100000} / 4);
+  EXPECT_LT(wasted, kSteps * kLayers * int64_t{100000} / 4);
 }
 
 }  // namespace
