@@ -200,6 +200,25 @@ class CommandLineTest(unittest.TestCase):
         self.assertEqual(done.returncode, 0, done.stderr)
         self.assertEqual(done.stdout, alone)
         self.assertRegex(alone, r"\w+ \w+")
+        # The module with SentencePiece was installed too, and is found.
+        self.assertEqual(self.tokens_with_sentencepiece(programs / "portolan"),
+                         self.tokens_with_sentencepiece())
+
+    def tokens_with_sentencepiece(self, program=None):
+        """Of the bundled weights, with another model's tokenizer.model."""
+        with tempfile.TemporaryDirectory() as folder:
+            for name in ("config.json", "model.safetensors"):
+                (pathlib.Path(folder) / name).symlink_to(portolan.MODEL / name)
+            (pathlib.Path(folder) / "tokenizer.model").symlink_to(
+                portolan.SOURCE / "tests" / "data" / "tokenizer" /
+                "sentencepiece_bpe" / "tokenizer.model")
+            done = run(["generate", "--model", folder, "--prompt", "hello",
+                        "--max-tokens", "4", "--temperature", "0", "--format",
+                        "jsonl"], program)
+        result = json.loads(done.stdout)
+        self.assertGreater(result["prompt_tokens"], 1)
+        self.assertEqual(len(result["tokens"]), 4)
+        return result["tokens"]
 
 
 if __name__ == "__main__":

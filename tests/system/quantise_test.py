@@ -17,7 +17,7 @@ DATA = portolan.SOURCE / "tests" / "data"
 FLAGS = ["--prompts", DATA / "prompts" / "demo.jsonl", "--format", "jsonl",
          "--temperature", "0", "--max-tokens", "12", "--ignore-eos"]
 # The largest errors and losses that are still sound.
-FORMATS = {"int8": {"rms": 0.008, "nats": 0.01, "bytes": 0.55},
+FORMATS = {"int8": {"rms": 0.01, "nats": 0.01, "bytes": 0.55},
            "int4": {"rms": 0.1, "nats": 0.2, "bytes": 0.3}}
 
 

@@ -1,31 +1,72 @@
 #include "runtime/model/tokenizer/sentencepiece_model.h"
 
-#include <sentencepiece_processor.h>
+#include <dlfcn.h>
+
+#include <filesystem>
+#include <system_error>
+
+#include "runtime/model/tokenizer/sentencepiece_module.h"
 
 namespace portolan {
+namespace {
 
-SentencePieceModel::SentencePieceModel()
-    : processor_(std::make_unique<sentencepiece::SentencePieceProcessor>()) {}
+// RTLD_DEEPBIND: the module's own protobuf goes before the program's. The
+// sanitizers forbid it, and no program of theirs loads both.
+#if defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+#define PORTOLAN_SANITIZED 1
+#endif
+#endif
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || \
+    defined(PORTOLAN_SANITIZED)
+constexpr int kModuleFlags = RTLD_NOW | RTLD_LOCAL;
+#else
+constexpr int kModuleFlags = RTLD_NOW | RTLD_LOCAL | RTLD_DEEPBIND;
+#endif
+
+// The module lies in lib/ beside the folder of the program, in the build tree
+// as where it is installed. Stays loaded. nullptr, and the reason in `error`,
+// if it cannot be loaded.
+NewSentencePieceProcessor* LoadModule(std::string& error) {
+  std::error_code failed;
+  const auto program = std::filesystem::read_symlink("/proc/self/exe", failed);
+  const auto path =
+      program.parent_path().parent_path() / "lib" / "portolan_sentencepiece.so";
+  void* const module = dlopen(path.c_str(), kModuleFlags);
+  void* const symbol =
+      module == nullptr ? nullptr : dlsym(module, kNewSentencePieceProcessor);
+  if (symbol == nullptr) {
+    const char* const reason = dlerror();
+    error = reason == nullptr ? "cannot be loaded" : reason;
+  }
+  return reinterpret_cast<NewSentencePieceProcessor*>(symbol);
+}
+
+}  // namespace
+
+SentencePieceModel::SentencePieceModel() = default;
 
 SentencePieceModel::~SentencePieceModel() = default;
 
 std::string SentencePieceModel::Load(std::string_view contents) {
-  const auto status = processor_->LoadFromSerializedProto(contents);
-  return status.ok() ? "" : status.ToString();
+  static std::string* const error = new std::string;
+  static NewSentencePieceProcessor* const make = LoadModule(*error);
+  if (make == nullptr) return "SentencePiece: " + *error;
+  processor_.reset(make());
+  return processor_->Load(contents);
 }
 
 std::string SentencePieceModel::Encode(std::string_view text,
                                        std::vector<int32_t>& ids) const {
-  const auto status = processor_->Encode(text, &ids);
-  return status.ok() ? "" : status.ToString();
+  return processor_->Encode(text, ids);
 }
 
 int32_t SentencePieceModel::num_pieces() const {
-  return processor_->GetPieceSize();
+  return processor_->num_pieces();
 }
 
 const std::string& SentencePieceModel::Piece(int32_t id) const {
-  return processor_->IdToPiece(id);
+  return processor_->Piece(id);
 }
 
 SentencePieceModel::PieceKind SentencePieceModel::Kind(int32_t id) const {
@@ -44,8 +85,7 @@ int32_t SentencePieceModel::bos_id() const { return processor_->bos_id(); }
 std::string SentencePieceModel::DecodePieces(
     const std::vector<std::string>& pieces) const {
   std::string text;
-  const auto status = processor_->Decode(pieces, &text);
-  return status.ok() ? text : "";
+  return processor_->Decode(pieces, text).empty() ? text : "";
 }
 
 std::string SentencePieceModel::UnknownSurface() const {

@@ -6,15 +6,13 @@
 #include <string_view>
 #include <vector>
 
-namespace sentencepiece {
-class SentencePieceProcessor;
-}
-
 namespace portolan {
 
-// SentencePiece's processor behind plain types: its header declares an
-// absl::string_view of its own and cannot meet Abseil's in one file. For the
-// same reason errors are texts here; empty means success.
+class SentencePieceProcessorApi;
+
+// SentencePiece's processor, from a module that is loaded when the first model
+// needs it (sentencepiece_module.h). Errors are texts here; empty means
+// success.
 //
 // Thread-safe once loaded.
 class SentencePieceModel {
@@ -28,7 +26,8 @@ class SentencePieceModel {
   SentencePieceModel();
   ~SentencePieceModel();
 
-  // Reads the contents of a tokenizer.model. Returns the error.
+  // Reads the contents of a tokenizer.model; before anything else. Returns the
+  // error, also of a module that is not there.
   std::string Load(std::string_view contents);
 
   // Replaces `ids`. Returns the error.
@@ -49,7 +48,7 @@ class SentencePieceModel {
  private:
   std::string DecodePieces(const std::vector<std::string>& pieces) const;
 
-  std::unique_ptr<sentencepiece::SentencePieceProcessor> processor_;
+  std::unique_ptr<SentencePieceProcessorApi> processor_;
 };
 
 }  // namespace portolan
