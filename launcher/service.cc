@@ -180,6 +180,8 @@ absl::Status ServeRank(const ServiceOptions& options,
                                                 sink, nullptr, &mailbox));
   mailbox.WaitUntilSynced(kHistoryWait);
   rank->ApplySharedHistory();
+  NoticeOf(transport, absl::StrCat("begins with ", mailbox.counts().received,
+                                   " expert maps of other ranks"));
   Meter meter(*rank, transport);
   RankAgent::Options agent_options;
   agent_options.protocol = Registration(options, model, *rank, transport);

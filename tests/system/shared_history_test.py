@@ -1,0 +1,97 @@
+"""What one job learns reaches the next through their coordinator, and outlives
+it."""
+
+import json
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+
+import portolan
+
+BUILD = None
+PROMPTS = [f"Once upon a time number {i}" for i in range(4)]
+
+
+class SharedHistoryTest(unittest.TestCase):
+    def setUp(self):
+        directory = tempfile.TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        self.directory = pathlib.Path(directory.name)
+        self.processes = []
+        self.addCleanup(self.end_all)
+
+    def end_all(self):
+        for process in self.processes:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+
+    def start(self, name, *arguments):
+        log = open(self.directory / name, "w", encoding="utf-8")
+        self.addCleanup(log.close)
+        process = subprocess.Popen(
+            [portolan.program(BUILD), *map(str, arguments)], stderr=log)
+        self.processes.append(process)
+        return process
+
+    def coordinator(self):
+        state = self.directory / "state"
+        endpoint = state / "endpoint.json"
+        endpoint.unlink(missing_ok=True)
+        process = self.start("coordinator", "coordinator", "--listen",
+                             "127.0.0.1:0", "--data-dir", state)
+        self.wait_for(endpoint.exists)
+        return process, json.loads(endpoint.read_text())["address"]
+
+    def wait_for(self, condition, seconds=60):
+        deadline = time.monotonic() + seconds
+        while not condition():
+            self.assertLess(time.monotonic(), deadline)
+            time.sleep(0.02)
+
+    def job(self, name, address):
+        """Serves PROMPTS with a job; returns texts and the maps it began with,
+        rank by rank."""
+        worker = self.start(name, "worker", "--model", portolan.MODEL,
+                            "--coordinator", address, "--ranks", 2,
+                            "--expert-memory", "25%", "--job", name)
+        client = pathlib.Path(BUILD) / "launcher" / "portolan-client"
+        texts = []
+        for prompt in PROMPTS:
+            done = portolan.run([client, "generate", "--coordinator", address,
+                                 "--prompt", prompt, "--max-tokens", 16,
+                                 "--temperature", 0])
+            self.assertEqual(done.returncode, 0, done.stderr)
+            texts.append(done.stdout)
+        worker.send_signal(signal.SIGTERM)
+        self.assertEqual(worker.wait(60), 0)
+        log = (self.directory / name).read_text()
+        return texts, [int(n) for n in
+                       re.findall(r"begins with (\d+) expert maps", log)]
+
+    def test_a_new_job_begins_with_what_others_learnt(self):
+        coordinator, address = self.coordinator()
+        texts, known = self.job("first", address)
+        self.assertEqual(known, [0, 0])
+        # Also after a restart of the coordinator.
+        coordinator.send_signal(signal.SIGTERM)
+        self.assertEqual(coordinator.wait(60), 0)
+        _, address = self.coordinator()
+
+        again, known = self.job("second", address)
+
+        self.assertEqual(again, texts)
+        # At least a map of each sequence.
+        self.assertEqual(len(known), 2)
+        for number in known:
+            self.assertGreaterEqual(number, len(PROMPTS))
+
+
+if __name__ == "__main__":
+    BUILD = pathlib.Path(sys.argv.pop(1))
+    unittest.main(verbosity=2)
