@@ -20,6 +20,9 @@ sys.path.insert(0, str(BUILD / "clients" / "python"))
 import service
 
 SHORT = {"max_tokens": 60, "temperature": 0.9, "seed": 4, "ignore_eos": True}
+# A job that waits for experts at every step: LONG then outlasts what a test does
+# to the job, on any machine.
+SLOW = ("--expert-memory", "25%", "--expert-link", "100MB/s,2ms")
 LONG = {"max_tokens": 450, "temperature": 0.9, "seed": 1, "ignore_eos": True}
 PROMPT = "The sea was calm and"
 
@@ -77,7 +80,7 @@ class DrainTest(unittest.TestCase):
                          reference(self.directory, SHORT))
 
     def test_requests_go_on_after_a_restart_when_the_grace_is_over(self):
-        job, client = self.serve("--grace", "0.1s")
+        job, client = self.serve(*SLOW, "--grace", "0.1s")
         request = self.submit(client, LONG)
 
         job.signal(signal.SIGTERM)
@@ -87,7 +90,7 @@ class DrainTest(unittest.TestCase):
                          reference(self.directory, LONG))
 
     def test_a_second_sigterm_ends_at_once(self):
-        job, client = self.serve("--grace", "1h")
+        job, client = self.serve(*SLOW, "--grace", "1h")
         request = self.submit(client, LONG)
 
         job.signal(signal.SIGTERM)
@@ -100,7 +103,7 @@ class DrainTest(unittest.TestCase):
                          reference(self.directory, LONG))
 
     def test_a_lost_rank_is_an_error_during_a_drain_too(self):
-        job, client = self.serve("--grace", "1h")
+        job, client = self.serve(*SLOW, "--grace", "1h")
         request = self.submit(client, LONG)
         ranks = job.ranks()
 
@@ -114,8 +117,8 @@ class DrainTest(unittest.TestCase):
                          reference(self.directory, LONG))
 
     def test_a_killed_rank_s_request_goes_on_with_the_same_text(self):
-        job = service.Service(BUILD, self.directory, "--batch", 4, restarts=3,
-                              port=free_port())
+        job = service.Service(BUILD, self.directory, "--batch", 4, *SLOW,
+                              restarts=3, port=free_port())
         self.addCleanup(job.stop)
         client = service.client(job.address)
         self.addCleanup(client.close)
@@ -137,7 +140,7 @@ class WorkerTest(unittest.TestCase):
         self.coordinator = service.Coordinator(BUILD, self.directory)
         self.addCleanup(lambda: self.coordinator.stop())
         self.job = service.Job(BUILD, self.directory, self.coordinator.address,
-                               "--batch", 4)
+                               "--batch", 4, *SLOW)
         self.addCleanup(self.job.stop)
         self.client = service.client(self.coordinator.address)
         self.addCleanup(self.client.close)
