@@ -83,8 +83,10 @@ void AddSizes(CLI::App& command, JobOptions& options) {
       "--expert-source");
   AddFlag(command, "--pack-dir", options.pack_dir,
           "Directory of the expert pack (default: the model's, if it has one)");
-  AddFlag(command, "--history", options.history_file,
-          "Expert-map history: read if it is there, written at the end");
+  AddFlag(
+      command, "--history", options.history_file,
+      "Expert-map history: read if it is there, written at the end with what "
+      "all ranks learnt");
   AddFlag(
       command, "--trace", options.trace_file,
       "Record what the gates say to this file (one per rank: FILE.0, FILE.1 "

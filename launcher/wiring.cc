@@ -16,9 +16,13 @@
 #include "runtime/base/cpu_topology.h"
 #include "runtime/base/status_macros.h"
 #include "runtime/serving/collectives.h"
+#include "runtime/serving/history_gather.h"
 
 namespace portolan {
 namespace {
+
+// Of what one rank learnt, the latest, that --history gets at the end.
+constexpr size_t kGatheredHistoryBytes = 256 << 20;
 
 // Ranks that share this rank's host, and which of them it is.
 struct LocalPlace {
@@ -78,6 +82,7 @@ absl::StatusOr<std::unique_ptr<RankRuntime>> RankRuntime::Create(
       AgreeOnStatus(transport, rank->WireForesight(), kStartTimeout));
   PORTOLAN_RETURN_IF_ERROR(
       AgreeOnStatus(transport, rank->WireExperts(), kStartTimeout));
+  if (mailbox == nullptr) mailbox = rank->MakeHistoryMailbox();
   if (mailbox != nullptr) rank->WireRecorder(*mailbox);
   PORTOLAN_RETURN_IF_ERROR(
       AgreeOnStatus(transport, rank->WireTrace(), kStartTimeout));
@@ -134,6 +139,17 @@ absl::Status RankRuntime::WireForesight() {
   foresight_ = std::make_unique<Foresight>(
       std::move(predictor), config.num_layers, config.num_experts);
   return absl::OkStatus();
+}
+
+HistoryMailbox* RankRuntime::MakeHistoryMailbox() {
+  if (options_.history_file.empty() || transport_.world_size() == 1) {
+    return nullptr;
+  }
+  history_mailbox_ = std::make_unique<HistoryMailbox>(HistoryMailbox::Options{
+      .max_outgoing_bytes = kGatheredHistoryBytes,
+      .max_incoming_bytes = kGatheredHistoryBytes *
+                            static_cast<size_t>(transport_.world_size())});
+  return history_mailbox_.get();
 }
 
 void RankRuntime::WireRecorder(HistoryMailbox& mailbox) {
@@ -249,10 +265,14 @@ std::vector<PredictionMetrics> RankRuntime::predictions() const {
   return foresight_->predictor().metrics();
 }
 
-absl::Status RankRuntime::SaveHistory() const {
-  if (options_.history_file.empty() || transport_.rank() != Rank{0}) {
-    return absl::OkStatus();
+absl::Status RankRuntime::SaveHistory() {
+  if (options_.history_file.empty()) return absl::OkStatus();
+  if (history_mailbox_ != nullptr) {
+    PORTOLAN_RETURN_IF_ERROR(GatherHistory(
+        transport_, *history_mailbox_, absl::Seconds(options_.step_timeout_s)));
+    recorder_->ApplyAll();
   }
+  if (transport_.rank() != Rank{0}) return absl::OkStatus();
   return history_->Save(options_.history_file);
 }
 

@@ -36,7 +36,8 @@ PackIdentity PackIdentityOf(const Model& model,
 class RankRuntime {
  public:
   // Collective: reads this rank's experts and agrees with the others. With a
-  // `mailbox` the rank shares what it learns.
+  // `mailbox` the rank shares what it learns there; without one, the ranks of a
+  // job with --history do so at its end.
   // Errors: of any rank.
   static absl::StatusOr<std::unique_ptr<RankRuntime>> Create(
       const JobOptions& options, const Model& model, Transport& transport,
@@ -64,8 +65,8 @@ class RankRuntime {
   void ApplySharedHistory() {
     if (recorder_ != nullptr) recorder_->ApplyAll();
   }
-  // Writes --history, on rank 0 only.
-  absl::Status SaveHistory() const;
+  // Writes --history: rank 0, with what all ranks learnt. Collective.
+  absl::Status SaveHistory();
 
   const Engine& engine() const { return *engine_; }
   const MoeLayer& moe() const { return *moe_; }
@@ -96,6 +97,7 @@ class RankRuntime {
   void WireThreads();
   absl::Status WireForesight();
   absl::Status WireExperts();
+  HistoryMailbox* MakeHistoryMailbox();
   void WireRecorder(HistoryMailbox& mailbox);
   absl::Status WireTrace();
   absl::Status WireExchange();
@@ -111,7 +113,9 @@ class RankRuntime {
   std::unique_ptr<History> history_;
   std::unique_ptr<Foresight> foresight_;  // null: the policy foretells nothing
   std::unique_ptr<ExpertCache> cache_;
-  std::unique_ptr<TraceRecorder> trace_;       // null without --trace
+  std::unique_ptr<TraceRecorder> trace_;  // null without --trace
+  // Of a job that has --history, several ranks and no coordinator; else null.
+  std::unique_ptr<HistoryMailbox> history_mailbox_;
   std::unique_ptr<HistoryRecorder> recorder_;  // null without a mailbox
   ObserverChain observers_;
   std::vector<int> allowed_cpus_;  // of this process

@@ -1,6 +1,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "absl/strings/str_cat.h"
 #include "experts/replay.h"
 #include "tests/synthetic_trace.h"
 
@@ -185,6 +186,20 @@ INSTANTIATE_TEST_SUITE_P(
         Adversary{"OneSequenceRepeating", {.num_steps = 2000, .repeat = true}},
         Adversary{"WithoutLookahead", {.num_steps = 2000, .lookahead = false}}),
     [](const auto& test) { return test.param.name; });
+
+TEST(ReplayTest, PerfectDecisionsLeaveAdaptiveNoWorse) {
+  const Trace trace = SyntheticTrace();
+  for (const char* memory : {"50%", "25%", "12.5%"}) {
+    const double own =
+        StallSeconds(MustReplay(trace, "adaptive", Options(memory)));
+    for (const char* part : {"prediction", "eviction", "admission"}) {
+      const double perfect = StallSeconds(
+          MustReplay(trace, absl::StrCat("adaptive+", part), Options(memory)));
+
+      EXPECT_LE(perfect, own * 1.05) << part << " at " << memory;
+    }
+  }
+}
 
 TEST(ReplayTest, RefusesWhatItCannotReplay) {
   const Trace trace = SyntheticTrace({.num_steps = 1});

@@ -1,0 +1,148 @@
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <fstream>
+#include <string>
+
+#include "experts/history.h"
+
+namespace portolan {
+namespace {
+
+constexpr HistoryShape kShape{.num_layers = 2,
+                              .num_experts = 4,
+                              .top_k = 2,
+                              .hidden = 3,
+                              .numerics_id = 17,
+                              .iterations = 4,
+                              .sequences = 4,
+                              .token_ids = 8};
+
+History Experienced() {
+  History history(kShape);
+  history.Learn(SequenceRecord{.context = {3, 4, 0},
+                               .map = {1, 0.5f, 0.5f, 0, 0, 0, 1, 1},
+                               .tokens = {7, 9},
+                               .experts = {0, 1, 2, 3, 0, 2, 3, 2}});
+  history.Learn(IterationRecord{
+      .embedding = {0, 1, 0},
+      .map = {0.1f, 0.2f, 0.3f, 0.4f, 0.25f, 0.25f, 0.25f, 0.25f}});
+  return history;
+}
+
+class HistoryFileTest : public testing::Test {
+ protected:
+  void SetUp() override { std::filesystem::create_directories(directory_); }
+  void TearDown() override { std::filesystem::remove_all(directory_); }
+
+  void Write(const std::string& bytes) const {
+    std::ofstream(path_, std::ios::binary) << bytes;
+  }
+
+  const std::filesystem::path directory_ =
+      std::filesystem::path(testing::TempDir()) /
+      testing::UnitTest::GetInstance()->current_test_info()->name();
+  const std::string path_ = directory_ / "history";
+};
+
+TEST_F(HistoryFileTest, ComesBackAsItWas) {
+  History saved = Experienced();
+  ASSERT_TRUE(saved.Save(path_).ok());
+  History loaded(kShape);
+
+  ASSERT_TRUE(loaded.Load(path_).ok());
+
+  EXPECT_EQ(loaded.Serialize(), saved.Serialize());
+  EXPECT_EQ(loaded.sequences().size(), 1);
+  EXPECT_EQ(loaded.iterations().size(), 1);
+}
+
+TEST_F(HistoryFileTest, AFileThatIsNotThereIsNotFound) {
+  EXPECT_EQ(History(kShape).Load(path_).code(), absl::StatusCode::kNotFound);
+}
+
+TEST_F(HistoryFileTest, AnyDamagedByteIsNoticedAndChangesNothing) {
+  const std::string sound = Experienced().Serialize();
+  History history = Experienced();
+  for (size_t place = 0; place < sound.size(); ++place) {
+    std::string damaged = sound;
+    damaged[place] = static_cast<char>(damaged[place] ^ 0x10);
+
+    ASSERT_EQ(history.Parse(damaged).code(), absl::StatusCode::kDataLoss)
+        << "byte " << place;
+  }
+  EXPECT_EQ(history.Serialize(), sound);
+}
+
+TEST_F(HistoryFileTest, ATruncatedFileIsNoticedAtEveryLength) {
+  const std::string sound = Experienced().Serialize();
+  History history(kShape);
+  for (size_t length = 0; length < sound.size(); ++length) {
+    ASSERT_EQ(history.Parse(std::string_view(sound).substr(0, length)).code(),
+              absl::StatusCode::kDataLoss)
+        << "length " << length;
+  }
+}
+
+TEST_F(HistoryFileTest, ErrorsNameTheFileAndTheRemedy) {
+  Write("PTLHIST0 of another day, long enough to have a checksum");
+
+  const absl::Status status = History(kShape).Load(path_);
+
+  EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss);
+  EXPECT_THAT(
+      std::string(status.message()),
+      testing::AllOf(testing::HasSubstr(path_),
+                     testing::HasSubstr("not a history of this version"),
+                     testing::HasSubstr("remove it")));
+}
+
+TEST_F(HistoryFileTest, AnotherModelOrShapeIsRefused) {
+  ASSERT_TRUE(Experienced().Save(path_).ok());
+  for (const auto& change : {+[](HistoryShape& s) { s.numerics_id = 18; },
+                             +[](HistoryShape& s) { s.num_layers = 3; },
+                             +[](HistoryShape& s) { s.num_experts = 5; },
+                             +[](HistoryShape& s) { s.top_k = 1; },
+                             +[](HistoryShape& s) { s.hidden = 4; }}) {
+    HistoryShape other = kShape;
+    change(other);
+
+    const absl::Status status = History(other).Load(path_);
+
+    EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
+    EXPECT_THAT(std::string(status.message()),
+                testing::HasSubstr("another model"));
+  }
+}
+
+TEST_F(HistoryFileTest, ASmallerStoreTakesTheNewestRecords) {
+  History saved = Experienced();
+  saved.Learn(
+      IterationRecord{.embedding = {0, 0, 1}, .map = {1, 0, 0, 0, 0, 0, 0, 1}});
+  ASSERT_TRUE(saved.Save(path_).ok());
+  HistoryShape small = kShape;
+  small.iterations = 1;
+  History loaded(small);
+
+  ASSERT_TRUE(loaded.Load(path_).ok());
+
+  ASSERT_EQ(loaded.iterations().size(), 1);
+  const float newest[] = {0, 0, 1};
+  EXPECT_NEAR(loaded.iterations().MatchEmbedding(newest)->similarity, 1, 1e-5);
+}
+
+TEST_F(HistoryFileTest, AWriteThatFailsLeavesTheOldFile) {
+  ASSERT_TRUE(Experienced().Save(path_).ok());
+  // Where the new file would begin there is a directory.
+  std::filesystem::create_directories(path_ + ".part");
+
+  EXPECT_FALSE(History(kShape).Save(path_).ok());
+
+  History loaded(kShape);
+  ASSERT_TRUE(loaded.Load(path_).ok());
+  EXPECT_EQ(loaded.Serialize(), Experienced().Serialize());
+}
+
+}  // namespace
+}  // namespace portolan
