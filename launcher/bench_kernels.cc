@@ -1,5 +1,6 @@
 #include "runtime/kernels/bench_kernels.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -46,15 +47,18 @@ absl::Status RunBenchKernels(BenchKernelsOptions options) {
   options.bench.num_threads = plan.num_threads;
   options.bench.cpus = std::move(plan.cpus);
   const std::vector<KernelBenchRow> rows = BenchKernels(options.bench);
-  if (!options.json) {
+  if (options.json) {
+    nlohmann::ordered_json json = {{"cpu", CpuModelName()}};
+    for (const KernelBenchRow& row : rows) json["rows"].push_back(ToJson(row));
+    std::printf("%s\n", json.dump(2).c_str());
+  } else {
     std::printf("# %s\n%s", CpuModelName().c_str(),
                 FormatKernelBench(rows).c_str());
-    return absl::OkStatus();
   }
-  nlohmann::ordered_json json = {{"cpu", CpuModelName()}};
-  for (const KernelBenchRow& row : rows) json["rows"].push_back(ToJson(row));
-  std::printf("%s\n", json.dump(2).c_str());
-  return absl::OkStatus();
+  const bool right = std::ranges::all_of(
+      rows, [](const KernelBenchRow& row) { return row.wrong == 0; });
+  return right ? absl::OkStatus()
+               : absl::InternalError("a kernel gave wrong values");
 }
 
 }  // namespace

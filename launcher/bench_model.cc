@@ -3,12 +3,14 @@
 #include <algorithm>
 #include <bit>
 #include <cstdio>
+#include <iterator>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
 #include "CLI/CLI.hpp"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
@@ -21,6 +23,7 @@
 #include "runtime/base/status_macros.h"
 #include "runtime/kernels/bench_kernels.h"
 #include "runtime/model/philox.h"
+#include "runtime/serving/collectives.h"
 
 namespace portolan {
 namespace {
@@ -84,12 +87,31 @@ class LockStep {
         Measure(options_.prompt_tokens, [this] { return Prefill(); }));
     PORTOLAN_ASSIGN_OR_RETURN(
         round.decode, Measure(options_.generate, [this] { return Decode(); }));
-    if (rank_.observer() == nullptr) CheckLogits();
+    CheckLogits();
     EndSequences();
     return round;
   }
 
-  // Logits of the ends of rounds that were not those of the first round.
+  // Computes the first sequence of the last round anew, all of it as a prompt:
+  // the same logits must come out as from decoding it beside the others.
+  absl::Status Verify() {
+    Sequence& sequence = sequences_[0];
+    sequence.id = next_id_++;
+    const auto length = std::ssize(sequence.tokens);
+    while (sequence.computed < length) {
+      step_.clear();
+      Schedule(sequence, std::min(options_.job.tokens_per_step,
+                                  length - sequence.computed));
+      PORTOLAN_RETURN_IF_ERROR(RunStep());
+    }
+    const std::vector<uint32_t> bits = BitsOf(logits_.Row(0));
+    CountWrong(bits, std::span(last_bits_).first(bits.size()));
+    EndSequences();
+    return absl::OkStatus();
+  }
+
+  // Logits of the ends of rounds that were not those of the first round, and
+  // those that Verify() found.
   int64_t num_wrong() const { return num_wrong_; }
 
  private:
@@ -116,6 +138,7 @@ class LockStep {
 
   void EndSequences() {
     for (Sequence& sequence : sequences_) {
+      if (sequence.computed == 0) continue;
       rank_.kv().Release(sequence.pages);
       sequence.computed = 0;
       if (rank_.observer() != nullptr) {
@@ -214,19 +237,31 @@ class LockStep {
     return absl::OkStatus();
   }
 
-  // Every round computes the same, so it ends with the same bits.
-  void CheckLogits() {
-    std::vector<uint32_t> bits;
-    for (int64_t row = 0; row < logits_.rows(); ++row) {
-      for (const float logit : logits_.Row(row)) {
-        bits.push_back(std::bit_cast<uint32_t>(logit));
-      }
-    }
-    if (first_bits_.empty()) first_bits_ = bits;
-    PORTOLAN_CHECK(bits.size() == first_bits_.size());
+  static std::vector<uint32_t> BitsOf(std::span<const float> values) {
+    std::vector<uint32_t> bits(values.size());
+    std::ranges::transform(values, bits.begin(),
+                           std::bit_cast<uint32_t, float>);
+    return bits;
+  }
+
+  void CountWrong(std::span<const uint32_t> bits,
+                  std::span<const uint32_t> expected) {
+    PORTOLAN_CHECK(bits.size() == expected.size());
     for (size_t i = 0; i < bits.size(); ++i) {
-      num_wrong_ += bits[i] != first_bits_[i];
+      num_wrong_ += bits[i] != expected[i];
     }
+  }
+
+  // Where every round computes the same, it ends with the same bits.
+  void CheckLogits() {
+    last_bits_.clear();
+    for (int64_t row = 0; row < logits_.rows(); ++row) {
+      std::ranges::copy(BitsOf(logits_.Row(row)),
+                        std::back_inserter(last_bits_));
+    }
+    if (rank_.observer() != nullptr) return;
+    if (first_bits_.empty()) first_bits_ = last_bits_;
+    CountWrong(last_bits_, first_bits_);
   }
 
   const BenchModelOptions& options_;
@@ -238,8 +273,9 @@ class LockStep {
   std::vector<Sequence> sequences_;
   std::vector<ForwardSequence> step_;
   int64_t num_steps_ = 0;
-  MatrixView<const float> logits_;  // of the last step
-  std::vector<uint32_t> first_bits_;
+  MatrixView<const float> logits_;    // of the last step
+  std::vector<uint32_t> first_bits_;  // of all sequences, first round
+  std::vector<uint32_t> last_bits_;   // likewise, last round
   int64_t num_wrong_ = 0;
 };
 
@@ -288,7 +324,7 @@ struct BenchReport {
   int64_t bytes_per_token = 0;
   int64_t peak_memory_bytes = 0;
   double memory_bytes_per_s = 0;  // that the threads of a rank can read
-  int64_t num_wrong = 0;          // see LockStep
+  int64_t num_wrong = 0;          // of all ranks, see LockStep
   Round last;                     // zones
 
   // Share of the memory's bandwidth that decoding one sequence on one rank
@@ -386,6 +422,21 @@ void Complete(const BenchModelOptions& options, const Model& model,
   }
 }
 
+// The sum over all ranks on rank 0, elsewhere the rank's own. Collective.
+absl::StatusOr<int64_t> SumToRoot(Transport& transport, int64_t value) {
+  PORTOLAN_ASSIGN_OR_RETURN(
+      const std::vector<std::string> texts,
+      GatherToRoot(transport, absl::StrCat(value), absl::Minutes(10)));
+  if (transport.rank() != Rank{0}) return value;
+  int64_t sum = 0;
+  for (const std::string& text : texts) {
+    int64_t part = 0;
+    PORTOLAN_CHECK(absl::SimpleAtoi(text, &part));
+    sum += part;
+  }
+  return sum;
+}
+
 absl::Status RunRank(const BenchModelOptions& options, const Model& model,
                      Transport& transport) {
   NullSink sink;
@@ -404,14 +455,17 @@ absl::Status RunRank(const BenchModelOptions& options, const Model& model,
     decode.push_back(report.last.decode.tokens_per_s * report.ranks);
   }
   PORTOLAN_RETURN_IF_ERROR(rank->SaveProfile());
-  report.num_wrong = lock_step.num_wrong();
+  PORTOLAN_RETURN_IF_ERROR(lock_step.Verify());
+  PORTOLAN_ASSIGN_OR_RETURN(report.num_wrong,
+                            SumToRoot(transport, lock_step.num_wrong()));
   if (transport.rank() == Rank{0}) {
     Complete(options, model, *rank, prefill, decode, report);
     (options.json ? PrintJson : PrintTable)(options, *rank, report);
   }
   return report.num_wrong == 0
              ? absl::OkStatus()
-             : absl::InternalError("a round gave other logits than the first");
+             : absl::InternalError(absl::StrCat(
+                   report.num_wrong, " logits have other bits than before"));
 }
 
 absl::Status RunBenchModel(BenchModelOptions options) {

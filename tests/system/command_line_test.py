@@ -157,6 +157,24 @@ class CommandLineTest(unittest.TestCase):
                 self.assertLessEqual(rates["median"], rates["max"])
         self.assertRegex(run(arguments).stdout, r"prefill tok/s.*#wrong")
 
+    def test_bench_model_checks_policies_that_foretell_too(self):
+        figures = json.loads(run(
+            ["bench", "model", "--model", portolan.MODEL, "--prompt-tokens",
+             "40", "--gen", "3", "--batch", "2", "--rounds", "1", "--ranks",
+             "2", "--expert-memory", "25%", "--policy", "adaptive",
+             "--json"]).stdout)
+        self.assertEqual(figures["wrong"], 0)
+
+    def test_bench_model_notices_one_damaged_payload(self):
+        damaged = portolan.run(
+            [portolan.program(BUILD), "bench", "model", "--model",
+             portolan.MODEL, "--prompt-tokens", "256", "--gen", "2",
+             "--rounds", "1", "--ranks", "2", "--json"],
+            env={"PORTOLAN_FAULT": "rank=1,phase=payload,step=3,do=corrupt"})
+        self.assertEqual(damaged.returncode, 1, damaged.stdout)
+        self.assertGreater(json.loads(damaged.stdout)["wrong"], 0)
+        self.assertRegex(damaged.stderr, r"error: .*logits have other bits")
+
     def test_bench_exchange_is_right_for_every_routing(self):
         small = ["--tokens", "0", "33", "--hidden", "64", "--iterations", "3",
                  "--json"]
