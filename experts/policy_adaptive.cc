@@ -81,8 +81,8 @@ class AdaptivePolicy final : public CachePolicy {
   // of its next visits costs over the probability that it is used by then, at
   // the best of these visits.
   float NextUse(ExpertId id) const;
-  float LeastRecentUse(ExpertId id) const {
-    return -static_cast<float>(uses_.last_use(id));
+  double LeastRecentUse(ExpertId id) const {
+    return -static_cast<double>(uses_.last_use(id));
   }
 
   // In loads: what a speculative read saves if it is used, and costs if not.
@@ -178,8 +178,9 @@ void AdaptivePolicy::Guard(int32_t layer, std::span<const ExpertNeed> needs) {
                   return LeastRecentUse(id);
                 });
   own_misses_ = kGuardMemory * own_misses_ +
-                own_shadow_.Visit(layer, needs,
-                                  [this](ExpertId id) { return NextUse(id); });
+                own_shadow_.Visit(layer, needs, [this](ExpertId id) -> double {
+                  return NextUse(id);
+                });
   const double margin = kHysteresis * lru_misses_;
   if (own_misses_ > lru_misses_ + margin) evicts_as_lru_ = true;
   if (own_misses_ < lru_misses_ - margin) evicts_as_lru_ = false;

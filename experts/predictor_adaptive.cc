@@ -45,8 +45,10 @@ constexpr int64_t kLearnTokens = 4;
 // first tokens of a step are searched for, and every few steps one is stored.
 constexpr size_t kSearchTokens = 4;
 constexpr int64_t kStoreInterval = 4;
-constexpr size_t kNumInStep = 3;        // foresights within the step
-constexpr int64_t kScoreInterval = 16;  // steps between measured ones
+constexpr size_t kNumInStep = 3;  // foresights within the step
+// Steps between measured ones: a prime, for prompts come in rhythms of 8 and 16
+// where batches of equal length run.
+constexpr int64_t kScoreInterval = 13;
 
 // What is measured: a source alone, or the mixture, at one foresight.
 struct Measured {

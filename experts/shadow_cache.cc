@@ -1,42 +1,44 @@
 #include "experts/shadow_cache.h"
 
+#include <limits>
+
 namespace portolan {
 
 ShadowCache::ShadowCache(const PolicyShape& shape)
-    : shape_(shape), held_(shape.num_ids(), false), visit_(shape.num_ids(), 0) {
+    : shape_(shape), held_(shape.num_ids(), false) {
   tags_.reserve(static_cast<size_t>(shape.num_slots));
+  missing_.reserve(static_cast<size_t>(shape.num_experts));
 }
 
 int32_t ShadowCache::Visit(int32_t layer, std::span<const ExpertNeed> needs,
-                           absl::FunctionRef<float(ExpertId)> next_use) {
-  ++now_;
-  int32_t misses = 0;
-  for (const ExpertNeed& need : needs) {
-    visit_[shape_.Index({layer, need.expert})] = now_;
-  }
+                           absl::FunctionRef<double(ExpertId)> next_use) {
+  // What is held is computed before any slot is given away.
+  missing_.clear();
   for (const ExpertNeed& need : needs) {
     const ExpertId id{layer, need.expert};
-    if (held_[shape_.Index(id)]) continue;
-    ++misses;
+    if (!held_[shape_.Index(id)]) missing_.push_back(id);
+  }
+  std::optional<size_t> loading;
+  for (const ExpertId id : missing_) {
     held_[shape_.Index(id)] = true;
     if (tags_.size() < static_cast<size_t>(shape_.num_slots)) {
       tags_.push_back(id);
       continue;
     }
-    ExpertId& victim = tags_[Farthest(next_use)];
-    held_[shape_.Index(victim)] = false;
-    victim = id;
+    loading = Farthest(next_use, loading);
+    held_[shape_.Index(tags_[*loading])] = false;
+    tags_[*loading] = id;
   }
-  return misses;
+  return static_cast<int32_t>(missing_.size());
 }
 
-size_t ShadowCache::Farthest(
-    absl::FunctionRef<float(ExpertId)> next_use) const {
+size_t ShadowCache::Farthest(absl::FunctionRef<double(ExpertId)> next_use,
+                             std::optional<size_t> except) const {
   size_t farthest = 0;
-  float distance = -1;
+  double distance = -std::numeric_limits<double>::infinity();
   for (size_t i = 0; i < tags_.size(); ++i) {
-    if (visit_[shape_.Index(tags_[i])] == now_) continue;
-    const float next = next_use(tags_[i]);
+    if (i == except) continue;
+    const double next = next_use(tags_[i]);
     if (next > distance) {
       distance = next;
       farthest = i;

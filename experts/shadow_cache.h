@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -16,20 +17,21 @@ class ShadowCache {
   explicit ShadowCache(const PolicyShape& shape);
 
   // A layer needs `needs`; `next_use` says how far off an expert's next use is
-  // (the farthest goes first). Returns the misses.
+  // (the farthest goes first). Returns the misses. As in a real cache the slots
+  // of experts that are computed can be taken by those of the same layer that
+  // are still missing, and only the one that came last is in use.
   int32_t Visit(int32_t layer, std::span<const ExpertNeed> needs,
-                absl::FunctionRef<float(ExpertId)> next_use);
+                absl::FunctionRef<double(ExpertId)> next_use);
 
  private:
-  // Position in tags_ of the farthest one that this visit does not need, or of
-  // any if it needs them all.
-  size_t Farthest(absl::FunctionRef<float(ExpertId)> next_use) const;
+  // Position in tags_ of the farthest one.
+  size_t Farthest(absl::FunctionRef<double(ExpertId)> next_use,
+                  std::optional<size_t> except) const;
 
   const PolicyShape& shape_;
   std::vector<ExpertId> tags_;
-  std::vector<bool> held_;      // by Index()
-  std::vector<int64_t> visit_;  // by Index(): the last one that needed it
-  int64_t now_ = 0;
+  std::vector<bool> held_;         // by Index()
+  std::vector<ExpertId> missing_;  // scratch
 };
 
 }  // namespace portolan

@@ -8,6 +8,7 @@
 
 #include "experts/history.h"
 #include "experts/policies.h"
+#include "experts/shadow_cache.h"
 #include "experts/simulated_cache.h"
 
 namespace portolan {
@@ -303,6 +304,71 @@ absl::Duration StallUnder(std::string_view policy, int steps, int64_t* wasted,
   }
   *wasted = cache.driver().metrics().prefetch_wasted_bytes;
   return stall;
+}
+
+std::vector<ExpertNeed> FirstExperts(int32_t count) {
+  std::vector<ExpertNeed> needs;
+  for (int32_t e = 0; e < count; ++e) needs.push_back({e, 1});
+  return needs;
+}
+
+// Misses of `rounds` rounds over all layers, after a first round.
+int32_t CyclicMisses(int32_t num_slots, int32_t per_layer, int rounds,
+                     absl::FunctionRef<double(ExpertId, int64_t)> next_use) {
+  const PolicyShape shape = Shape(num_slots);
+  ShadowCache shadow(shape);
+  int32_t misses = 0;
+  int64_t visit = 0;
+  for (int round = 0; round <= rounds; ++round) {
+    for (int32_t layer = 0; layer < kLayers; ++layer, ++visit) {
+      const int32_t missed =
+          shadow.Visit(layer, FirstExperts(per_layer),
+                       [&](ExpertId id) { return next_use(id, visit); });
+      if (round > 0) misses += missed;
+    }
+  }
+  return misses;
+}
+
+// Of an expert that each round needs: visits since it was needed.
+int64_t Age(ExpertId id, int64_t visit) {
+  return (visit - id.layer + kLayers) % kLayers;
+}
+
+TEST(ShadowCacheTest, InOrderOfUseACycleLargerThanTheCacheNeverHits) {
+  const auto least_recent = [](ExpertId id, int64_t visit) {
+    return static_cast<double>(Age(id, visit) - 100);
+  };
+  EXPECT_EQ(CyclicMisses(6, 2, 10, least_recent), 10 * kLayers * 2);
+  EXPECT_EQ(CyclicMisses(8, 2, 10, least_recent), 0);
+}
+
+TEST(ShadowCacheTest, ALayerTakesTheSlotsOfItsOwnComputedExperts) {
+  const auto next_use = [](ExpertId id, int64_t visit) {
+    return static_cast<double>(kLayers - Age(id, visit));
+  };
+  // Each slot keeps one expert for the next round, and lends itself meanwhile.
+  EXPECT_EQ(CyclicMisses(8, 6, 10, next_use), 10 * (kLayers * 6 - 8));
+}
+
+// Hits over needs of steps that need `per_layer` experts of each layer.
+double HitRateOfBatches(std::string_view policy, int32_t num_slots,
+                        int32_t per_layer) {
+  SimulatedCache cache(Shape(num_slots),
+                       MakePolicy(policy, Shape(num_slots), {}, nullptr),
+                       *ParseLinkSpec("1GB/s,50us"), 40000);
+  for (int step = 0; step < 200; ++step) {
+    cache.driver().BeginStep(per_layer, cache.now());
+    for (int32_t layer = 0; layer < kLayers; ++layer) {
+      cache.Compute(layer, FirstExperts(per_layer), absl::Microseconds(10));
+    }
+  }
+  return cache.driver().metrics().HitRate();
+}
+
+TEST(AdaptivePolicyTest, KeepsWhatFitsOfAStepThatNeedsMoreThanTheSlots) {
+  EXPECT_EQ(HitRateOfBatches("lru", 8, 6), 0);
+  EXPECT_GT(HitRateOfBatches("adaptive", 8, 6), 0.2);
 }
 
 TEST(AdaptiveGuardTest, HintsThatLieCostNoMoreThanNoise) {
