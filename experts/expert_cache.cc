@@ -171,13 +171,18 @@ absl::Status ExpertCache::AwaitLoad(ExpertId id) {
 void ExpertCache::BeginStep(int64_t num_tokens) {
   MutexLock lock(mu_);
   driver_.BeginStep(num_tokens, options_.clock());
-  Speculate();
 }
 
 void ExpertCache::OnHints(int32_t layer, int32_t distance,
                           std::span<const float> scores) {
   MutexLock lock(mu_);
   driver_.OnHints(layer, distance, scores, options_.clock());
+  hints_wait_ = true;
+}
+
+void ExpertCache::ReadAhead() {
+  MutexLock lock(mu_);
+  hints_wait_ = false;
   Speculate();
 }
 
@@ -224,6 +229,7 @@ absl::Status ExpertCache::NextGroup(Work& work) {
     PORTOLAN_RETURN_IF_ERROR(FailureOf(work));
     LeaseReady(work);
     DemandPending(work);
+    hints_wait_ = false;
     Speculate();
     if (!work.group.empty()) return absl::OkStatus();
     const ProfileScope zone(options_.profile, Zone::kExpertWait, work.layer);
@@ -295,6 +301,7 @@ void ExpertCache::EndWork(Work& work) {
     MutexLock lock(mu_);
     for (const int32_t need : work.pending) table_.DropWish(work.IdOf(need));
     driver_.EndLayer(work.layer, work.stall, options_.clock());
+    hints_wait_ = false;
     Speculate();
   }
   if (!work.pending.empty()) changed_.NotifyAll();
@@ -332,7 +339,7 @@ void ExpertCache::Evict(ExpertId victim) {
 bool ExpertCache::Speculate() {
   // With a slot for every expert, LoadAll() or demand brings each of them once.
   const auto slots = static_cast<size_t>(table_.num_slots());
-  if (slots == shape_.owned.size()) return false;
+  if (slots == shape_.owned.size() || hints_wait_) return false;
   const int32_t most = table_.num_slots() - 2;
   bool any = false;
   while (!stopping_ && queue_.CanSpeculate() &&

@@ -83,6 +83,7 @@ class ExpertCache final : public ExpertProvider {
   void BeginStep(int64_t num_tokens) override ABSL_LOCKS_EXCLUDED(mu_);
   void OnHints(int32_t layer, int32_t distance,
                std::span<const float> scores) override ABSL_LOCKS_EXCLUDED(mu_);
+  void ReadAhead() override ABSL_LOCKS_EXCLUDED(mu_);
 
   absl::Status Visit(
       int layer, std::span<const ExpertNeed> needs,
@@ -172,6 +173,9 @@ class ExpertCache final : public ExpertProvider {
   std::vector<absl::Time> load_started_ ABSL_GUARDED_BY(mu_);  // by slot
   double service_seconds_ ABSL_GUARDED_BY(mu_) = 0;  // of one load, measured
   absl::Time last_landed_ ABSL_GUARDED_BY(mu_) = absl::InfinitePast();
+  // Hints have come and what is needed before what they foretell is not asked
+  // for as yet.
+  bool hints_wait_ ABSL_GUARDED_BY(mu_) = false;
   bool loader_waits_ ABSL_GUARDED_BY(mu_) = false;
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;
 

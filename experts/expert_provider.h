@@ -33,6 +33,10 @@ class ExpertProvider {
   // those of other ranks 0.
   virtual void OnHints(int32_t /*layer*/, int32_t /*distance*/,
                        std::span<const float> /*scores*/) {}
+  // All hints that came with the beginning of the step are given: what they
+  // foretell may be read. Hints of a layer take effect with its Visit(), behind
+  // what it needs itself.
+  virtual void ReadAhead() {}
 
   // Calls `compute` with groups of needed experts whose weights are in memory:
   // resident ones first, the others as they arrive, in waves if they do not fit

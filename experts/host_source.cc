@@ -9,6 +9,11 @@
 #include "runtime/base/status_macros.h"
 
 namespace portolan {
+namespace {
+
+constexpr size_t kMostChunkBytes = 512 << 10;
+
+}  // namespace
 
 absl::StatusOr<std::unique_ptr<HostSource>> HostSource::Load(
     ChunkedSource& origin, std::span<const ExpertId> experts, size_t slot_bytes,
@@ -34,7 +39,9 @@ absl::StatusOr<std::unique_ptr<HostSource>> HostSource::Load(
 }
 
 HostSource::HostSource(AlignedBuffer records, size_t slot_bytes)
-    : records_(std::move(records)), slot_bytes_(slot_bytes) {}
+    : records_(std::move(records)),
+      slot_bytes_(slot_bytes),
+      chunk_bytes_(std::min(kMostChunkBytes, (slot_bytes + 2) / 3)) {}
 
 size_t HostSource::Record(ExpertId id) const {
   const auto found = record_of_.find(id);
@@ -43,12 +50,12 @@ size_t HostSource::Record(ExpertId id) const {
 }
 
 int32_t HostSource::NumChunks(ExpertId /*id*/) const {
-  return static_cast<int32_t>((slot_bytes_ + kChunkBytes - 1) / kChunkBytes);
+  return static_cast<int32_t>((slot_bytes_ + chunk_bytes_ - 1) / chunk_bytes_);
 }
 
 void HostSource::Submit(const ChunkRead& read) {
-  const size_t begin = static_cast<size_t>(read.chunk) * kChunkBytes;
-  const size_t bytes = std::min(kChunkBytes, slot_bytes_ - begin);
+  const size_t begin = static_cast<size_t>(read.chunk) * chunk_bytes_;
+  const size_t bytes = std::min(chunk_bytes_, slot_bytes_ - begin);
   std::memcpy(read.landing.data() + begin,
               records_.data() + Record(read.id) + begin, bytes);
   done_.push_back({read.tag, absl::OkStatus()});

@@ -22,8 +22,6 @@ namespace portolan {
 // as ChunkedSource.
 class HostSource final : public ChunkedSource {
  public:
-  static constexpr size_t kChunkBytes = 512 << 10;
-
   using Progress = absl::FunctionRef<void(int64_t done, int64_t total)>;
 
   // Loads `experts` from `origin`, which is not needed afterwards. `progress`
@@ -35,6 +33,8 @@ class HostSource final : public ChunkedSource {
 
   std::string name() const override { return "host memory"; }
   size_t staging_bytes() const override { return 0; }
+  // As the experts of a checkpoint, whose matrices are read one by one: demand
+  // waits for no more than a third of an expert.
   int32_t NumChunks(ExpertId id) const override;
   int64_t LogicalBytes(ExpertId /*id*/) const override {
     return static_cast<int64_t>(slot_bytes_);
@@ -58,6 +58,7 @@ class HostSource final : public ChunkedSource {
 
   const AlignedBuffer records_;
   const size_t slot_bytes_;
+  const size_t chunk_bytes_;
   absl::flat_hash_map<ExpertId, size_t> record_of_;  // index
   std::vector<ChunkDone> done_;  // copied, not yet handed out
 

@@ -119,12 +119,18 @@ struct Harness {
     return groups;
   }
 
-  void Foretell(int32_t layer, std::vector<int32_t> experts) {
+  void Hint(int32_t layer, std::vector<int32_t> experts) {
     std::vector<float> scores(kExperts, 0);
     for (const int32_t expert : experts) {
       scores[static_cast<size_t>(expert)] = 1;
     }
     cache->OnHints(layer, 1, scores);
+  }
+
+  // As hints that come with the beginning of a step.
+  void Foretell(int32_t layer, std::vector<int32_t> experts) {
+    Hint(layer, std::move(experts));
+    cache->ReadAhead();
   }
 
   FakeSource* source = nullptr;
@@ -319,6 +325,21 @@ TEST(ExpertCacheTest, ADemandReadOvertakesASpeculativeOneBetweenTwoChunks) {
     EXPECT_EQ(submitted[i].id, (ExpertId{0, 0}));
     EXPECT_EQ(submitted[i].read_class, ReadClass::kDemand);
   }
+}
+
+TEST(ExpertCacheTest, HintsThatComeWithALayerWaitForItsOwnDemand) {
+  Harness harness(6, {.num_chunks = 2, .depth = 1, .hold = true});
+  harness.Hint(1, {4});
+
+  std::jthread visit([&] { EXPECT_TRUE(harness.Visit(0, {0}).ok()); });
+  harness.source->Complete(4);
+  const auto submitted = harness.source->AwaitSubmitted(4);
+  visit.join();
+
+  EXPECT_EQ(submitted[0].id, (ExpertId{0, 0}));
+  EXPECT_EQ(submitted[1].id, (ExpertId{0, 0}));
+  EXPECT_EQ(submitted[2].id, (ExpertId{1, 4}));
+  EXPECT_EQ(submitted[2].read_class, ReadClass::kSpeculative);
 }
 
 TEST(ExpertCacheTest, ANeededExpertThatIsOnItsWayIsLateAndReadOnce) {

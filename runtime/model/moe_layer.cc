@@ -38,6 +38,7 @@ void MoeLayer::BeginStep(int64_t tokens_of_all_ranks) {
       return exchange_.received_step_hints(rank, layer);
     });
   }
+  provider_.ReadAhead();
 }
 
 void MoeLayer::TakeHints(

@@ -39,6 +39,8 @@ def arguments():
     parser.add_argument("--policies", default=",".join(runs.POLICIES))
     parser.add_argument("--budgets", default="50%,25%,12.5%")
     parser.add_argument("--links", default="1GB/s,50us;200MB/s,200us")
+    parser.add_argument("--realtime", type=int, default=0, metavar="PRIORITY",
+                        help="run the engine at this real-time priority (root)")
     parser.add_argument("--part", choices=PARTS, action="append")
     return parser.parse_args()
 
@@ -46,7 +48,7 @@ def arguments():
 class Bench:
     def __init__(self, a):
         self.a = a
-        self.runs = runs.Runs(a.build, a.model, a.work)
+        self.runs = runs.Runs(a.build, a.model, a.work, a.realtime)
         self.work = self.runs.work
         self.policies = a.policies.split(",")
         self.budgets = a.budgets.split(",")

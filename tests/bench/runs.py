@@ -1,6 +1,7 @@
 """Runs `portolan` for the bench scripts and reads what it says."""
 
 import json
+import os
 import pathlib
 import shutil
 import subprocess
@@ -12,9 +13,12 @@ POLICIES = ["all-layer", "lru", "lfu", "gate-1", "eam", "gate-2", "pin", "fmoe",
 
 
 class Runs:
-    """One build, one model, one directory for what is written."""
+    """One build, one model, one directory for what is written. `realtime`: a
+    priority (root) that generation runs at, 0 for none: where others use the
+    CPUs too, each wake-up of a thread may take longer than a read."""
 
-    def __init__(self, build, model, work):
+    def __init__(self, build, model, work, realtime=0):
+        self.realtime = realtime
         self.program = pathlib.Path(build) / "launcher" / "portolan"
         self.model = pathlib.Path(model)
         self.work = pathlib.Path(work)
@@ -23,7 +27,14 @@ class Runs:
     def call(self, command, *arguments):
         """Runs a subcommand; returns its stdout, or ends with its error."""
         line = [str(part) for part in (self.program, command, *arguments)]
-        done = subprocess.run(line, capture_output=True, text=True)
+
+        def prepare():
+            if self.realtime and command == "generate":
+                os.sched_setscheduler(0, os.SCHED_RR,
+                                      os.sched_param(self.realtime))
+
+        done = subprocess.run(line, capture_output=True, text=True,
+                              preexec_fn=prepare)
         if done.returncode != 0:
             sys.exit(f"{' '.join(line)}\n{done.stderr}")
         return done.stdout
