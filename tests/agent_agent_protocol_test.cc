@@ -368,6 +368,57 @@ TEST_F(AgentProtocolTest, EndsARequestWhoseTimeIsOverAndStopsItInTheEngine) {
   EXPECT_EQ(agent_.next_deadline(), absl::InfiniteFuture());
 }
 
+TEST_F(AgentProtocolTest, ARequestThatIsInNoStepInTimeIsRefused) {
+  Attach();
+  v1::CoordinatorMessage assign = Assign("a");
+  assign.mutable_assign()->set_start_within_ms(500);
+  const int64_t id = Start(assign);
+  now_ += absl::Milliseconds(499);
+  EXPECT_FALSE(agent_.HasEngineWork(now_));
+  EXPECT_EQ(agent_.next_deadline(), now_ + absl::Milliseconds(1));
+
+  now_ += absl::Milliseconds(1);
+  EXPECT_TRUE(agent_.HasEngineWork(now_));
+  EXPECT_THAT(agent_.TakeEngineWork(now_).overdue, ElementsAre(id));
+  agent_.EndUnstarted(id);
+
+  const std::vector<v1::TokenDelta> deltas = Deltas();
+  ASSERT_THAT(deltas, SizeIs(1));
+  EXPECT_EQ(deltas[0].finish().error().code(), 8u);
+  EXPECT_FALSE(agent_.HasEngineWork(now_ + absl::Hours(1)));
+}
+
+TEST_F(AgentProtocolTest, ARequestThatStartedInTimeGoesOn) {
+  Attach();
+  v1::CoordinatorMessage assign = Assign("a");
+  assign.mutable_assign()->set_start_within_ms(500);
+  const int64_t id = Start(assign);
+  now_ += absl::Milliseconds(500);
+
+  EXPECT_THAT(agent_.TakeEngineWork(now_).overdue, ElementsAre(id));
+  agent_.Started(id);
+
+  EXPECT_THAT(agent_.TakeEngineWork(now_).overdue, IsEmpty());
+  EXPECT_EQ(agent_.next_deadline(), absl::InfiniteFuture());
+  EXPECT_THAT(Deltas(), IsEmpty());
+}
+
+TEST_F(AgentProtocolTest, ARequestThatTheEngineNeverSawIsRefusedInTimeToo) {
+  Attach();
+  v1::CoordinatorMessage assign = Assign("a");
+  assign.mutable_assign()->set_start_within_ms(500);
+  Take(assign);
+  now_ += absl::Milliseconds(500);
+
+  const AgentProtocol::EngineWork work = agent_.TakeEngineWork(now_);
+
+  EXPECT_THAT(work.assign, IsEmpty());
+  EXPECT_THAT(work.overdue, IsEmpty());
+  const std::vector<v1::TokenDelta> deltas = Deltas();
+  ASSERT_THAT(deltas, SizeIs(1));
+  EXPECT_EQ(deltas[0].finish().error().code(), 8u);
+}
+
 TEST_F(AgentProtocolTest, HeartbeatsComeTwiceInThePeriodAndWhenTheRoomGrew) {
   Attach();
   EXPECT_THAT(AllMessages(), IsEmpty());

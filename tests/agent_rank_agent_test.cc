@@ -283,7 +283,7 @@ TEST(RankAgentTest, ARequestThatCannotBeServedEndsAloneWithItsCode) {
 
     EXPECT_EQ(rank.Run(no_token).finish.error().code(), 3u);
     EXPECT_EQ(rank.Run(long_one).finish.error().code(), 11u);
-    EXPECT_EQ(rank.Run(big).finish.error().code(), 8u);
+    EXPECT_EQ(rank.Run(big).finish.error().code(), 11u);
     EXPECT_THAT(rank.Run(no_token).finish.error().message(),
                 HasSubstr("vocabulary"));
     EXPECT_THAT(rank.Run(Request("good", "x", 3)).tokens, SizeIs(3));

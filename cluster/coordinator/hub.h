@@ -129,6 +129,7 @@ class RequestHub {
     int rank = -1;
     uint64_t incarnation = 0;
     v1::SamplingParams defaults;
+    uint64_t steps = 0;
     std::deque<v1::CoordinatorMessage> outgoing;
     bool writing = false;
     std::optional<absl::Status> end;

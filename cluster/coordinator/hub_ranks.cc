@@ -26,6 +26,13 @@ RequestState StateOf(v1::FinishReason reason) {
   }
 }
 
+// As the fields of Assign have it: 0 is never, so what is over is 1.
+uint64_t MillisecondsUntil(absl::Time time, absl::Time now) {
+  if (time == absl::InfiniteFuture()) return 0;
+  return static_cast<uint64_t>(
+      std::max<int64_t>(1, absl::ToInt64Milliseconds(time - now)));
+}
+
 // What of `delta` follows its first `skip` tokens, as it is stored.
 v1::TokenDelta After(const v1::TokenDelta& delta, int skip) {
   v1::TokenDelta rest;
@@ -87,6 +94,7 @@ void RequestHub::Handle(Session& session, const v1::RankMessage& message) {
     case v1::RankMessage::kHeartbeat: {
       const v1::Heartbeat& beat = message.heartbeat();
       if (beat.has_metrics()) {
+        session.steps = beat.metrics().steps();
         telemetry_.RankCounted(session.job, session.rank, session.incarnation,
                                beat.metrics());
       }
@@ -298,10 +306,9 @@ void RequestHub::SendAssign(const QueueActions::Assignment& assignment) {
   }
   *assign.mutable_params() = *stored.params;
   assign.mutable_prefix()->Add(tracked->taken.begin(), tracked->taken.end());
-  if (queued->deadline != absl::InfiniteFuture()) {
-    assign.set_timeout_ms(static_cast<uint64_t>(std::max<int64_t>(
-        1, absl::ToInt64Milliseconds(queued->deadline - clock_.Now()))));
-  }
+  const absl::Time now = clock_.Now();
+  assign.set_timeout_ms(MillisecondsUntil(queued->deadline, now));
+  assign.set_start_within_ms(MillisecondsUntil(assignment.start_by, now));
   assign.set_traceparent(stored.traceparent);
   Send(*session, std::move(message));
 }

@@ -36,8 +36,8 @@ struct QueueOptions {
   // Of one client, waiting and running. 0: no quota.
   int64_t max_client_requests = 0;
   int64_t max_client_tokens = 0;
-  // A Generate call that no rank took within this time is refused; at admission
-  // already if the estimate says so. Submitted requests wait as long as needed.
+  // A Generate call that is in no rank's step within this time is refused; at
+  // admission already if the estimate says so. Submitted requests wait as long as needed.
   absl::Duration max_queue_wait = absl::InfiniteDuration();
   // How long requests wait for a rank (or a client) whose stream broke.
   absl::Duration reattach = absl::Seconds(10);
@@ -115,6 +115,7 @@ struct QueueActions {
     uint64_t serial = 0;
     int64_t seq = 0;
     int attempt = 0;
+    absl::Time start_by = absl::InfiniteFuture();
   };
   struct Revocation {
     uint64_t session = 0;
@@ -223,6 +224,7 @@ class RequestQueue {
   int64_t num_running() const { return num_running_; }
   int64_t Position(int64_t seq) const;
   struct RankView {
+    uint64_t session = 0;
     std::string job;
     int rank = 0;
     std::string host;

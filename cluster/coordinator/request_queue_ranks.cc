@@ -312,8 +312,10 @@ void RequestQueue::Assign(Entry& entry, RankState& rank, QueueActions& out) {
   rank.running.emplace(request.seq, ++rank.serial);
   ++num_running_;
   SetTimer(entry);
-  out.assign.push_back(
-      {rank.session, rank.serial, request.seq, request.attempt});
+  // What has waited here waits on there, for a slot.
+  out.assign.push_back({rank.session, rank.serial, request.seq, request.attempt,
+                        request.attempt == 1 ? entry.queued_until
+                                             : absl::InfiniteFuture()});
   out.changed.push_back(request.seq);
 }
 
@@ -361,7 +363,8 @@ std::vector<RequestQueue::RankView> RequestQueue::Ranks(absl::Time now) const {
   for (const auto& [key, rank] : ranks_) {
     if (rank.session == 0) continue;
     const Room room = RoomOf(rank);
-    views.push_back({.job = key.first,
+    views.push_back({.session = rank.session,
+                     .job = key.first,
                      .rank = key.second,
                      .host = rank.info.host,
                      .model_name = rank.info.model_name,

@@ -16,6 +16,16 @@ constexpr uint32_t kUsualHeartbeatMs = 1000;
 // Keeps a message far below gRPC's limit, also with log-probabilities.
 constexpr int kMaxBatchTokens = 2048;
 
+constexpr char kNotStarted[] =
+    "no slot of a rank was free within --max-queue-wait";
+
+// 0: never.
+absl::Time TimeAfter(absl::Time now, uint64_t milliseconds) {
+  if (milliseconds == 0) return absl::InfiniteFuture();
+  return now + absl::Milliseconds(static_cast<int64_t>(
+                   std::min<uint64_t>(milliseconds, INT64_MAX / 2)));
+}
+
 }  // namespace
 
 AgentProtocol::AgentProtocol(const Options& options) : options_(options) {
@@ -132,11 +142,8 @@ void AgentProtocol::TakeAssign(const v1::Assign& assign, absl::Time now) {
   if (draining_) return GiveBack(assign.request_id(), assign.attempt());
   const int64_t id = next_id_++;
   Entry entry{.assign = assign};
-  if (assign.timeout_ms() > 0) {
-    entry.deadline =
-        now + absl::Milliseconds(static_cast<int64_t>(
-                  std::min<uint64_t>(assign.timeout_ms(), INT64_MAX / 2)));
-  }
+  entry.deadline = TimeAfter(now, assign.timeout_ms());
+  entry.start_by = TimeAfter(now, assign.start_within_ms());
   entry.held_from = static_cast<uint32_t>(assign.prefix_size());
   entry.next_to_send = entry.held_from;
   ids_[assign.request_id()] = id;
@@ -189,8 +196,8 @@ void AgentProtocol::GiveBack(const std::string& request_id, uint32_t attempt) {
 }
 
 AgentProtocol::EngineWork AgentProtocol::TakeEngineWork(absl::Time now) {
-  Expire(now);
   EngineWork work;
+  Expire(now, work.overdue);
   work.cancel.swap(to_cancel_);
   for (const int64_t id : to_assign_) {
     Entry& entry = entries_.at(id);
@@ -212,24 +219,49 @@ bool AgentProtocol::HasEngineWork(absl::Time now) const {
 absl::Time AgentProtocol::next_deadline() const {
   absl::Time first = absl::InfiniteFuture();
   for (const auto& [id, entry] : entries_) {
-    if (!entry.finish) first = std::min(first, entry.deadline);
+    if (entry.finish) continue;
+    first = std::min({first, entry.deadline, entry.start_by});
   }
   return first;
 }
 
-void AgentProtocol::Expire(absl::Time now) {
-  for (auto entry = entries_.begin(); entry != entries_.end(); ++entry) {
-    if (entry->second.finish || entry->second.deadline > now) continue;
-    StopInEngine(entry);
-    v1::Finish finish;
-    finish.set_reason(v1::FINISH_REASON_ERROR);
-    finish.mutable_error()->set_code(
-        static_cast<uint32_t>(absl::StatusCode::kDeadlineExceeded));
-    finish.mutable_error()->set_message("the request's time is over");
-    finish.mutable_usage()->set_completion_tokens(entry->second.next_offset());
-    entry->second.finish = std::move(finish);
-    unsent_.insert(entry->first);
+void AgentProtocol::Expire(absl::Time now, std::vector<int64_t>& overdue) {
+  for (auto at = entries_.begin(); at != entries_.end(); ++at) {
+    const Entry& entry = at->second;
+    if (entry.finish) continue;
+    if (entry.deadline <= now) {
+      StopInEngine(at);
+      EndWithError(at, absl::StatusCode::kDeadlineExceeded,
+                   "the request's time is over");
+    } else if (entry.start_by <= now && entry.with_engine) {
+      overdue.push_back(at->first);
+    } else if (entry.start_by <= now) {
+      StopInEngine(at);
+      EndWithError(at, absl::StatusCode::kResourceExhausted, kNotStarted);
+    }
   }
+}
+
+void AgentProtocol::Started(int64_t id) {
+  const auto at = entries_.find(id);
+  if (at != entries_.end()) at->second.start_by = absl::InfiniteFuture();
+}
+
+void AgentProtocol::EndUnstarted(int64_t id) {
+  const auto at = entries_.find(id);
+  if (at == entries_.end() || at->second.finish) return;
+  EndWithError(at, absl::StatusCode::kResourceExhausted, kNotStarted);
+}
+
+void AgentProtocol::EndWithError(Entries::iterator at, absl::StatusCode code,
+                                 const char* message) {
+  v1::Finish finish;
+  finish.set_reason(v1::FINISH_REASON_ERROR);
+  finish.mutable_error()->set_code(static_cast<uint32_t>(code));
+  finish.mutable_error()->set_message(message);
+  finish.mutable_usage()->set_completion_tokens(at->second.next_offset());
+  at->second.finish = std::move(finish);
+  unsent_.insert(at->first);
 }
 
 void AgentProtocol::TakeToken(int64_t id, int32_t token, std::string text,

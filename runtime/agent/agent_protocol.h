@@ -45,6 +45,8 @@ class AgentProtocol {
   struct EngineWork {
     std::vector<Assignment> assign;
     std::vector<int64_t> cancel;
+    // Should be in a step by now: for each, Started() or EndUnstarted().
+    std::vector<int64_t> overdue;
   };
 
   // The engine's room, all that TakeEngineWork() gave it included.
@@ -79,6 +81,9 @@ class AgentProtocol {
   bool HasEngineWork(absl::Time now) const;
   // Of the requests, the first; infinite if there is none.
   absl::Time next_deadline() const;
+  // Whether an overdue request was in a step.
+  void Started(int64_t id);
+  void EndUnstarted(int64_t id);
   // Of requests that were ended meanwhile nothing is taken.
   void TakeToken(int64_t id, int32_t token, std::string text,
                  v1::TokenLogprobs* logprobs);
@@ -117,6 +122,7 @@ class AgentProtocol {
     v1::Assign assign;  // its prompt only until the engine has it
     bool with_engine = false;
     absl::Time deadline = absl::InfiniteFuture();
+    absl::Time start_by = absl::InfiniteFuture();
     uint32_t held_from = 0;
     uint32_t next_to_send = 0;
     std::deque<HeldToken> held = {};  // from held_from on
@@ -141,7 +147,9 @@ class AgentProtocol {
   void Forget(Entries::iterator entry);
   void StopInEngine(Entries::iterator entry);
   void GiveBack(const std::string& request_id, uint32_t attempt);
-  void Expire(absl::Time now);
+  void Expire(absl::Time now, std::vector<int64_t>& overdue);
+  void EndWithError(Entries::iterator entry, absl::StatusCode code,
+                    const char* message);
 
   v1::RankMessage MakeHeartbeat(absl::Time now);
   v1::RankMessage MakeTokenBatch();

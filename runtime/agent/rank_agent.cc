@@ -25,6 +25,7 @@ RankAgent::RankAgent(Options options, Transport& transport)
       protocol_(options_.protocol) {}
 
 absl::Status RankAgent::Poll(Engine& engine) {
+  engine_ = &engine;
   LookAtTerminations();
   AgentProtocol::EngineWork work;
   {
@@ -35,6 +36,7 @@ absl::Status RankAgent::Poll(Engine& engine) {
     woken_ = false;
   }
   for (const int64_t id : work.cancel) engine.Cancel(id);
+  for (const int64_t id : work.overdue) JudgeOverdue(engine, id);
   for (AgentProtocol::Assignment& assignment : work.assign) {
     Assign(engine, std::move(assignment));
   }
@@ -43,6 +45,20 @@ absl::Status RankAgent::Poll(Engine& engine) {
   told_closed_ = closed();
   told_pending_ = pending_output_bytes() > 0;
   return absl::OkStatus();
+}
+
+// Whoever waits for a slot for too long is better told so.
+void RankAgent::JudgeOverdue(Engine& engine, int64_t id) {
+  const bool started = engine.HasStarted(id);
+  {
+    MutexLock lock(mu_);
+    if (started) {
+      protocol_.Started(id);
+    } else {
+      protocol_.EndUnstarted(id);
+    }
+  }
+  if (!started) engine.Cancel(id);
 }
 
 // A request that cannot be served ends with an error of its own; the rank goes
@@ -94,9 +110,10 @@ absl::Status RankAgent::CheckSize(const Request& request) const {
         ") is beyond the model's context of ", options_.max_context));
   }
   if (whole > options_.kv_tokens) {
-    return absl::ResourceExhaustedError(absl::StrCat(
+    return absl::OutOfRangeError(absl::StrCat(
         "prompt (", prompt, " tokens) + max_tokens (", request.max_tokens,
-        ") does not fit the KV cache of ", options_.kv_tokens, " tokens"));
+        ") does not fit the rank's KV cache of ", options_.kv_tokens,
+        " tokens (--kv-memory)"));
   }
   return absl::OkStatus();
 }
@@ -149,6 +166,8 @@ int64_t RankAgent::pending_output_bytes() const {
 }
 
 absl::Status RankAgent::WaitForWork() {
+  // Of the last steps, for nobody measures while the rank sleeps.
+  if (engine_ != nullptr) TakeMetrics(*engine_);
   Notify();  // what the last step gave
   while (true) {
     LookAtTerminations();
@@ -215,20 +234,20 @@ void RankAgent::TakeRoom(const Engine& engine) {
       .kv_tokens = static_cast<uint64_t>(room.kv_tokens),
       .running = static_cast<uint32_t>(engine.num_running()),
       .waiting = static_cast<uint32_t>(engine.num_waiting())};
-  const absl::Time now = absl::Now();
-  const bool measures = now >= measure_at_;
-  v1::RankMetrics metrics;
-  float coldness = 0;
-  if (measures) {
-    measure_at_ = now + kMeasureEvery;
-    metrics = Measure(engine, coldness);
-  }
+  if (absl::Now() >= measure_at_) TakeMetrics(engine);
   {
     MutexLock lock(mu_);
     protocol_.SetRoom(told);
-    if (measures) protocol_.SetMetrics(std::move(metrics), coldness);
   }
   Notify();
+}
+
+void RankAgent::TakeMetrics(const Engine& engine) {
+  measure_at_ = absl::Now() + kMeasureEvery;
+  float coldness = 0;
+  v1::RankMetrics metrics = Measure(engine, coldness);
+  MutexLock lock(mu_);
+  protocol_.SetMetrics(std::move(metrics), coldness);
 }
 
 v1::RankMetrics RankAgent::Measure(const Engine& engine,

@@ -88,6 +88,7 @@ class RankAgent final : public RequestFeed, public TokenSink {
   };
 
   void Assign(Engine& engine, AgentProtocol::Assignment assignment);
+  void JudgeOverdue(Engine& engine, int64_t id) ABSL_LOCKS_EXCLUDED(mu_);
   absl::Status Admit(Engine& engine, int64_t id, const v1::Assign& assign);
   absl::Status CheckSize(const Request& request) const;
   void End(int64_t id, v1::Finish finish) ABSL_LOCKS_EXCLUDED(mu_);
@@ -95,6 +96,7 @@ class RankAgent final : public RequestFeed, public TokenSink {
   void FollowDrain(absl::Time now) ABSL_LOCKS_EXCLUDED(mu_);
   void BeginDrain() ABSL_LOCKS_EXCLUDED(mu_);
   void TakeRoom(const Engine& engine) ABSL_LOCKS_EXCLUDED(mu_);
+  void TakeMetrics(const Engine& engine) ABSL_LOCKS_EXCLUDED(mu_);
   v1::RankMetrics Measure(const Engine& engine, float& coldness) const;
   bool MayHaveWork(absl::Time now) const ABSL_LOCKS_EXCLUDED(mu_);
   void Notify() ABSL_LOCKS_EXCLUDED(mu_);
@@ -108,6 +110,7 @@ class RankAgent final : public RequestFeed, public TokenSink {
   bool released_ = false;   // the grace is over
   bool abandoned_ = false;  // and nobody took the last words
   absl::Time measure_at_ = absl::InfinitePast();
+  const Engine* engine_ = nullptr;  // that Poll() came with
   bool was_paused_ = false;
   bool told_closed_ = false;  // what the ranks were told last
   bool told_pending_ = false;

@@ -60,6 +60,11 @@ void Engine::Cancel(int64_t id) {
   if (it != sequences_.end()) Finish(it->second, FinishReason::kCancelled);
 }
 
+bool Engine::HasStarted(int64_t id) const {
+  const auto it = sequences_.find(id);
+  return it != sequences_.end() && it->second.num_cached >= 0;
+}
+
 int64_t Engine::max_positions() const {
   return std::min(options_.max_context, int64_t{kv_.num_pages()} * kPageTokens);
 }

@@ -55,6 +55,9 @@ class Engine {
   // step; unknown ids are ignored.
   void Cancel(int64_t id);
 
+  // It was in a step, however short; false for unknown ids.
+  bool HasStarted(int64_t id) const;
+
   // While paused, steps of this rank have no tokens.
   void Pause(bool paused) { paused_ = paused; }
 

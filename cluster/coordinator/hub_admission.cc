@@ -1,0 +1,275 @@
+// RequestHub: how a request comes in.
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "cluster/coordinator/hub.h"
+#include "cluster/coordinator/params.h"
+#include "runtime/base/status_macros.h"
+
+namespace portolan {
+namespace {
+
+constexpr absl::Duration kRetryFullDisk = absl::Seconds(10);
+
+// r<seq>-<random>: the number finds the row, the random part makes it hard to
+// guess.
+std::string MakeRequestId(int64_t seq, uint64_t random) {
+  return absl::StrFormat("r%d-%016x", seq, random);
+}
+
+// A detached request outlives its call, and so the deadline of that.
+absl::Time Deadline(absl::Time now, const v1::GenerateRequest& request,
+                    const Caller& caller, bool detached) {
+  absl::Duration time = detached ? absl::InfiniteDuration() : caller.time_left;
+  if (request.has_timeout()) {
+    time = std::min(time, absl::Seconds(request.timeout().seconds()) +
+                              absl::Nanoseconds(request.timeout().nanos()));
+  }
+  return now + time;
+}
+
+}  // namespace
+
+void RequestHub::Submit(Caller caller, v1::GenerateRequest request,
+                        Reply<v1::SubmitResponse> reply) {
+  absl::Status valid = ValidateGenerate(request, options_.limits);
+  if (!valid.ok()) {
+    telemetry_.Rejected(caller.client, caller.request_id, valid);
+    return reply(std::move(valid));
+  }
+  Post([this, caller = std::move(caller), request = std::move(request),
+        reply = std::move(reply)]() mutable {
+    Accept(caller, std::move(request), /*detached=*/true, nullptr,
+           [this, reply = std::move(reply)](absl::StatusOr<int64_t> seq,
+                                            bool existed) mutable {
+             if (!seq.ok()) return reply(std::move(seq).status());
+             const StoredRequest& stored = tracked_.at(*seq).stored;
+             v1::SubmitResponse response;
+             response.set_request_id(stored.id);
+             response.set_existed(existed);
+             response.set_seed(stored.seed);
+             reply(std::move(response));
+           });
+  });
+}
+
+void RequestHub::Generate(Caller caller, v1::GenerateRequest request,
+                          std::shared_ptr<ClientStream> stream) {
+  absl::Status valid = ValidateGenerate(request, options_.limits);
+  Post([this, caller = std::move(caller), request = std::move(request),
+        stream = std::move(stream), valid = std::move(valid)]() mutable {
+    Watcher* watcher = AddWatcher(std::move(stream), /*owner=*/true);
+    if (!valid.ok()) {
+      telemetry_.Rejected(caller.client, caller.request_id, valid);
+      return EndWatcher(watcher, std::move(valid));
+    }
+    const ClientStream* key = watcher->stream.get();
+    Accept(caller, std::move(request), /*detached=*/false, watcher,
+           [this, key](absl::StatusOr<int64_t> seq, bool) {
+             const auto found = watchers_.find(key);
+             if (found == watchers_.end()) return;  // it went meanwhile
+             if (!seq.ok()) {
+               return EndWatcher(&found->second, std::move(seq).status());
+             }
+             AttachWatcher(&found->second, tracked_.at(*seq));
+           });
+  });
+}
+
+void RequestHub::Accept(const Caller& caller, v1::GenerateRequest request,
+                        bool detached, Watcher* watcher, Accepted reply) {
+  if (queue_.draining() || stopping_) return reply(Stopping(), false);
+  const std::string key = request.idempotency_key();
+  if (key.empty()) {
+    return AcceptNew(caller, std::move(request), detached, watcher,
+                     std::move(reply));
+  }
+  // A retry must find its request even where a new one would be refused.
+  auto found = std::make_shared<std::optional<StoredRequest>>();
+  const ClientStream* stream = watcher ? watcher->stream.get() : nullptr;
+  Write(
+      StoreThread::Durability::kRead, /*never_fails=*/false,
+      [found, client = caller.client, key](RequestStore& store) {
+        PORTOLAN_ASSIGN_OR_RETURN(*found, store.FindByKey(client, key));
+        return absl::OkStatus();
+      },
+      [this, found, caller, request = std::move(request), detached, stream,
+       reply = std::move(reply)](absl::Status status) mutable {
+        if (!status.ok()) return reply(std::move(status), false);
+        if (*found) {
+          const std::string sent = request.SerializeAsString();
+          if ((*found)->request.SerializeAsString() != sent) {
+            return reply(absl::AlreadyExistsError(absl::StrCat(
+                             "idempotency_key '", request.idempotency_key(),
+                             "' belongs to another request, ", (*found)->id)),
+                         true);
+          }
+          const std::string id = (*found)->id;
+          return Load(caller, id,
+                      [reply = std::move(reply)](
+                          absl::StatusOr<Tracked*> tracked) mutable {
+                        if (!tracked.ok()) {
+                          return reply(std::move(tracked).status(), true);
+                        }
+                        reply((*tracked)->stored.queued.seq, true);
+                      });
+        }
+        const auto still = watchers_.find(stream);
+        if (stream != nullptr && still == watchers_.end()) return;
+        AcceptNew(caller, std::move(request), detached,
+                  stream == nullptr ? nullptr : &still->second,
+                  std::move(reply));
+      });
+}
+
+void RequestHub::AcceptNew(const Caller& caller, v1::GenerateRequest request,
+                           bool detached, Watcher* watcher, Accepted reply) {
+  absl::StatusOr<StoredRequest> stored =
+      Compose(caller, std::move(request), detached);
+  if (!stored.ok()) {
+    totals_.set_rejected(totals_.rejected() + 1);
+    telemetry_.Rejected(caller.client, caller.request_id, stored.status());
+    return reply(std::move(stored).status(), false);
+  }
+  const absl::Time now = clock_.Now();
+  RequestQueue::Refusal refusal = queue_.Admit(stored->queued, now);
+  if (!refusal.status.ok()) {
+    totals_.set_rejected(totals_.rejected() + 1);
+    telemetry_.Rejected(caller.client, caller.request_id, refusal.status);
+    return reply(WithRetryInfo(std::move(refusal.status), refusal.retry_after),
+                 false);
+  }
+  const int64_t seq = stored->queued.seq;
+  Tracked& tracked = tracked_[seq];
+  tracked.stored = *std::move(stored);
+  if (watcher != nullptr) {
+    // From now on, so that its going cancels.
+    watcher->seq = seq;
+    tracked.watchers.insert(watcher);
+    queue_.WatcherCame(seq);
+  }
+  auto existing = std::make_shared<std::optional<StoredRequest>>();
+  Write(
+      StoreThread::Durability::kDisk, /*never_fails=*/false,
+      [existing, record = tracked.stored](RequestStore& store) {
+        PORTOLAN_RETURN_IF_ERROR(store.CheckRoom());
+        PORTOLAN_ASSIGN_OR_RETURN(*existing, store.Insert(record));
+        return absl::OkStatus();
+      },
+      [this, seq, existing,
+       reply = std::move(reply)](absl::Status status) mutable {
+        InsertDone(seq, std::move(status), std::move(*existing),
+                   std::move(reply));
+      });
+}
+
+absl::StatusOr<StoredRequest> RequestHub::Compose(const Caller& caller,
+                                                  v1::GenerateRequest request,
+                                                  bool detached) {
+  PORTOLAN_ASSIGN_OR_RETURN(const v1::ModelIdentity* model,
+                            FindModel(request.model()));
+  if (model != nullptr) {
+    PORTOLAN_RETURN_IF_ERROR(ValidateForModel(request, *model));
+  }
+  StoredRequest stored;
+  stored.created = clock_.Now();
+  stored.traceparent = caller.traceparent;
+  stored.x_request_id = caller.request_id;
+  stored.seed =
+      request.params().has_seed() ? request.params().seed() : random_();
+  QueuedRequest& queued = stored.queued;
+  queued.seq = next_seq_++;
+  queued.client = caller.client;
+  queued.detached = detached;
+  queued.model = request.model();
+  if (queued.model.empty() && model != nullptr) queued.model = model->name();
+  queued.prompt_tokens = PromptTokens(request);
+  queued.max_tokens = request.params().has_max_tokens()
+                          ? request.params().max_tokens()
+                          : kDefaultMaxTokens;
+  queued.deadline = Deadline(stored.created, request, caller, detached);
+  stored.id = MakeRequestId(queued.seq, random_());
+  stored.request = std::move(request);
+  return stored;
+}
+
+// nullptr: it does not matter which, for none is known yet.
+absl::StatusOr<const v1::ModelIdentity*> RequestHub::FindModel(
+    const std::string& name) const {
+  if (name.empty()) {
+    if (models_.empty()) return nullptr;
+    for (const v1::ModelIdentity& model : models_) {
+      if (model.name() == models_.front().name()) continue;
+      return FieldError(
+          absl::StatusCode::kInvalidArgument, "model",
+          absl::StrCat("is empty, and there are several: '",
+                       models_.front().name(), "', '", model.name(), "' ..."));
+    }
+    return &models_.back();
+  }
+  for (auto model = models_.rbegin(); model != models_.rend(); ++model) {
+    if (model->name() == name || model->fingerprint() == name) return &*model;
+  }
+  std::string known;
+  for (const v1::ModelIdentity& model : models_) {
+    absl::StrAppend(&known, known.empty() ? "" : ", ", model.name());
+  }
+  return FieldError(absl::StatusCode::kNotFound, "model",
+                    absl::StrCat("is '", name, "', which no job serves; known ",
+                                 "are: ", known.empty() ? "none yet" : known));
+}
+
+void RequestHub::InsertDone(int64_t seq, absl::Status status,
+                            std::optional<StoredRequest> existing,
+                            Accepted reply) {
+  Tracked& tracked = tracked_.at(seq);
+  if (status.ok() && !existing) {
+    tracked.durable = true;
+    totals_.set_accepted(totals_.accepted() + 1);
+    telemetry_.Accepted(tracked.stored);
+    reply(seq, false);
+    Publish(tracked);
+    return;
+  }
+  // Another call with the same key was first.
+  const bool same = existing && existing->request.SerializeAsString() ==
+                                    tracked.stored.request.SerializeAsString();
+  const Caller caller{.client = tracked.stored.queued.client,
+                      .sees_all = false};
+  if (status.ok() && !same) {
+    status = absl::AlreadyExistsError(absl::StrCat(
+        "idempotency_key '", tracked.stored.request.idempotency_key(),
+        "' belongs to another request, ", existing->id));
+  }
+  if (absl::IsResourceExhausted(status)) {
+    status = WithRetryInfo(std::move(status), kRetryFullDisk);
+  }
+  Reject(seq, status);
+  if (!status.ok()) return reply(std::move(status), existing.has_value());
+  Load(caller, existing->id,
+       [reply = std::move(reply)](absl::StatusOr<Tracked*> found) mutable {
+         if (!found.ok()) return reply(std::move(found).status(), true);
+         reply((*found)->stored.queued.seq, true);
+       });
+}
+
+// Takes back an admission that could not be kept.
+void RequestHub::Reject(int64_t seq, const absl::Status& status) {
+  const Tracked& tracked = tracked_.at(seq);
+  if (!status.ok()) {
+    totals_.set_rejected(totals_.rejected() + 1);
+    telemetry_.Rejected(tracked.stored.queued.client,
+                        tracked.stored.x_request_id, status);
+  }
+  for (Watcher* watcher : tracked.watchers) watcher->seq = 0;
+  QueueActions actions;
+  queue_.Cancel(seq, status, actions);
+  actions.ended.clear();  // nobody was told of it
+  Apply(std::move(actions));
+  tracked_.erase(seq);
+}
+
+}  // namespace portolan
