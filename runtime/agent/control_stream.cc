@@ -21,6 +21,8 @@ constexpr absl::Duration kFirstWait = absl::Milliseconds(100);
 constexpr absl::Duration kLongestWait = absl::Seconds(5);
 // An address that does not answer is given up after this.
 constexpr absl::Duration kConnectTimeout = absl::Seconds(5);
+// Each of them stands for all attempts of the channel within kConnectTimeout.
+constexpr int kMaxHangUps = 2;
 
 absl::Status FromGrpc(const grpc::Status& status) {
   return absl::Status(static_cast<absl::StatusCode>(status.error_code()),
@@ -116,11 +118,14 @@ class ControlStream::Impl {
     grpc::ClientContext context;
     AddToken(address_, context);
     if (!Publish(&context)) return absl::CancelledError("stopping");
-    if (!WaitForConnection()) {
-      Publish(nullptr);
-      return absl::UnavailableError("it does not answer");
-    }
+    const bool connected = WaitForConnection();
     const std::unique_ptr<Stream> stream = stub_->Attach(&context);
+    if (!connected) {
+      // It fails at once, and says why.
+      const grpc::Status status = stream->Finish();
+      Publish(nullptr);
+      return Explain(status);
+    }
     ended_ = false;
     absl::Status broken;
     std::thread reader([&] { broken = Read(*stream, context); });
@@ -128,13 +133,29 @@ class ControlStream::Impl {
     if (agent_.said_goodbye()) {
       stream->WritesDone();
       WaitForEnd(absl::Now() + kFirstWait * 10);
+      context.TryCancel();
     }
-    context.TryCancel();
+    // In all other cases the call is over, and a cancellation would only hide
+    // what the coordinator said.
     reader.join();
     const grpc::Status status = stream->Finish();
     Publish(nullptr);
     if (!broken.ok()) return broken;
-    return FromGrpc(status);
+    return Explain(status);
+  }
+
+  // Sides that agreed on TLS once will do so again, when their certificates are
+  // put right: the rank keeps what it has and tries again.
+  absl::Status Explain(const grpc::Status& status) {
+    absl::Status named = WithRemedy(FromGrpc(status), address_);
+    if (status.error_code() != grpc::StatusCode::UNAVAILABLE) return named;
+    if (was_attached_) return absl::UnavailableError(named.message());
+    // Whoever takes a connection and hangs up, again and again, does not like
+    // how we shake hands.
+    const bool hung_up = IsHangUp(named);
+    num_hang_ups_ = hung_up ? num_hang_ups_ + 1 : 0;
+    if (num_hang_ups_ < kMaxHangUps) return named;
+    return absl::FailedPreconditionError(named.message());
   }
 
   bool WaitForConnection() {
@@ -162,6 +183,7 @@ class ControlStream::Impl {
 
   void Found() {
     backoff_.Reset();
+    was_attached_ = true;
     if (lost_) notice_(absl::StrCat("attached to ", address_.address));
     lost_ = false;
   }
@@ -224,6 +246,8 @@ class ControlStream::Impl {
   const std::function<void(const std::string&)> notice_;
   Backoff backoff_;  // by the reader while a stream is open, else by thread_
   std::atomic<bool> lost_{false};
+  std::atomic<bool> was_attached_{false};
+  int num_hang_ups_ = 0;            // in a row, before the first attachment
   std::atomic<bool> ended_{false};  // no message will come from this stream
   const std::shared_ptr<grpc::Channel> channel_;
   const std::unique_ptr<v1::Control::Stub> stub_;
