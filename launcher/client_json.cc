@@ -42,7 +42,8 @@ Json RankJson(const v1::RankStats& rank) {
           {"free_kv_tokens", rank.free_kv_tokens()},
           {"tokens", rank.tokens()},
           {"draining", rank.draining()},
-          {"silent_s", rank.silent_s()}};
+          {"silent_s", rank.silent_s()},
+          {"steps", rank.steps()}};
 }
 
 }  // namespace
@@ -102,7 +103,8 @@ std::string ToJson(const v1::Stats& stats) {
   for (const v1::ModelStats& model : stats.models()) {
     json["models"].push_back({{"name", model.name()},
                               {"fingerprint", model.fingerprint()},
-                              {"expert_maps", model.expert_maps()}});
+                              {"expert_maps", model.expert_maps()},
+                              {"expert_map_bytes", model.expert_map_bytes()}});
   }
   return Dump(json);
 }

@@ -8,10 +8,12 @@
 #include <thread>
 
 #include "CLI/CLI.hpp"
+#include "absl/strings/str_cat.h"
 #include "clients/cc/interruption.h"
 #include "launcher/client_commands.h"
 #include "launcher/console.h"
 #include "launcher/usage.h"
+#include "launcher/version_info.h"
 
 namespace portolan {
 namespace {
@@ -40,6 +42,9 @@ int Run(int argc, char** argv) {
 
   CLI::App app("Sends requests to a Portolan service.", "portolan-client");
   app.set_config("--config", "", "Read flags from this TOML file");
+  app.set_version_flag("--version",
+                       absl::StrCat("portolan-client ", kVersion, " (", kCommit,
+                                    ")\ngrpc: ", kGrpcVersion));
   app.require_subcommand(1);
   app.fallthrough();
   app.allow_config_extras(CLI::config_extras_mode::error);

@@ -128,6 +128,7 @@ class Meter {
     for (const int64_t selections : rank_.moe().selections_by_layer()) {
       metrics.add_selections_by_layer(static_cast<uint64_t>(selections));
     }
+    *metrics.mutable_alltoall_s() = ToProto(rank_.moe().exchange_times());
     coldness = Coldness(experts);
   }
 

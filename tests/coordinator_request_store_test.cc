@@ -242,6 +242,43 @@ TEST_F(RequestStoreTest, AFullDiskRefusesOneTransactionAndKeepsTheRest) {
   Add(Request(3));
 }
 
+TEST_F(RequestStoreTest, TotalsOutliveRetentionAndRestarts) {
+  Open();
+  for (int64_t seq = 1; seq <= 5; ++seq) Add(Request(seq));
+  Add(Request(6, "key"));
+  ASSERT_TRUE(store_->Begin(true).ok());
+  EXPECT_TRUE(store_->Insert(Request(7, "key")).ok());  // the same once more
+  ASSERT_TRUE(store_->AppendTokens(1, Delta(0, {1, 2}), now_).ok());
+  ASSERT_TRUE(store_->AppendTokens(9, Delta(0, {1, 2}), now_).ok());
+  for (const auto& [seq, state] : {std::pair(1, RequestState::kDone),
+                                   std::pair(2, RequestState::kFailed),
+                                   std::pair(3, RequestState::kCancelled),
+                                   std::pair(4, RequestState::kDone),
+                                   std::pair(4, RequestState::kDone),
+                                   std::pair(9, RequestState::kDone)}) {
+    ASSERT_TRUE(store_->Finish(seq, state, {}, now_).ok());
+  }
+  ASSERT_TRUE(store_->Commit().ok());
+  // What is taken back counts for nothing.
+  ASSERT_TRUE(store_->Begin(true).ok());
+  EXPECT_TRUE(store_->Insert(Request(8)).ok());
+  store_->Rollback();
+  ASSERT_TRUE(store_->Begin(true).ok());
+  EXPECT_EQ(*store_->Retain({.age = absl::Hours(1)}, now_ + absl::Hours(2), 9),
+            4);
+  ASSERT_TRUE(store_->Commit().ok());
+
+  Open();
+
+  const auto totals = store_->Totals();
+  ASSERT_TRUE(totals.ok()) << totals.status();
+  EXPECT_EQ(totals->accepted, 6);
+  EXPECT_EQ(totals->done, 2);
+  EXPECT_EQ(totals->failed, 1);
+  EXPECT_EQ(totals->cancelled, 1);
+  EXPECT_EQ(totals->tokens, 2);
+}
+
 TEST_F(RequestStoreTest, RemembersTheLatestTime) {
   Open();
   Add(Request(1));
@@ -281,6 +318,9 @@ TEST_F(RequestStoreTest, BringsAnOlderDatabaseUpToDate) {
   ASSERT_TRUE(unfinished.ok());
   EXPECT_THAT(*unfinished, SizeIs(1));
   EXPECT_EQ(*store_->LastSeq(), 2);
+  EXPECT_EQ(store_->Totals()->accepted, 2);
+  EXPECT_EQ(store_->Totals()->done, 1);
+  EXPECT_EQ(store_->Totals()->tokens, 2);
   Add(Request(3));
   store_.reset();
   Open();

@@ -136,6 +136,11 @@ TEST_F(CoordinatorTest, ARestartLosesNothing) {
   EXPECT_EQ(Get(done).text(), "0 1 2 3 4 ");
   EXPECT_EQ(Get(waiting).state(), v1::REQUEST_STATE_QUEUED);
   EXPECT_TRUE(Submit(Request("k")).response.existed());
+  const v1::Stats stats = Stats();
+  EXPECT_EQ(stats.accepted(), 2u);
+  EXPECT_EQ(stats.done(), 1u);
+  EXPECT_EQ(stats.tokens(), 5u);
+  EXPECT_EQ(stats.queued(), 1u);
   const auto rank = AttachedRank(0, 2);
   EXPECT_EQ(rank->NextAssign().request_id(), waiting);
 }

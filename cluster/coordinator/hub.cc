@@ -58,6 +58,12 @@ absl::Status RequestHub::Recover(RequestStore& store) {
   PORTOLAN_ASSIGN_OR_RETURN(const int64_t last_seq, store.LastSeq());
   next_seq_ = last_seq + 1;
   PORTOLAN_ASSIGN_OR_RETURN(models_, store.Models());
+  PORTOLAN_ASSIGN_OR_RETURN(const StoreTotals totals, store.Totals());
+  totals_.set_accepted(static_cast<uint64_t>(totals.accepted));
+  totals_.set_done(static_cast<uint64_t>(totals.done));
+  totals_.set_failed(static_cast<uint64_t>(totals.failed));
+  totals_.set_cancelled(static_cast<uint64_t>(totals.cancelled));
+  totals_.set_tokens(static_cast<uint64_t>(totals.tokens));
   PORTOLAN_ASSIGN_OR_RETURN(std::vector<StoredRequest> unfinished,
                             store.Unfinished());
   const absl::Time now = clock_.Now();
@@ -350,6 +356,8 @@ void RequestHub::GetStats(Reply<v1::Stats> reply) {
       rank.set_tokens(static_cast<uint64_t>(view.tokens));
       rank.set_draining(view.draining);
       rank.set_silent_s(absl::ToDoubleSeconds(view.silent));
+      const Session* session = FindSession(view.session);
+      if (session != nullptr) rank.set_steps(session->steps);
     }
     for (const v1::ModelIdentity& model : models_) {
       v1::ModelStats& entry = *stats.add_models();

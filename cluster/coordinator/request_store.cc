@@ -17,6 +17,18 @@ namespace {
   "attempt, deaths, numerics_id, job, rank, incarnation, params, "           \
   "first_token_us, ended_us, finish, x_request_id, assigned_us"
 
+struct TotalField {
+  std::string_view name;
+  int64_t StoreTotals::*field;
+};
+constexpr TotalField kTotals[] = {
+    {"total_accepted", &StoreTotals::accepted},
+    {"total_done", &StoreTotals::done},
+    {"total_failed", &StoreTotals::failed},
+    {"total_cancelled", &StoreTotals::cancelled},
+    {"total_tokens", &StoreTotals::tokens},
+};
+
 absl::Time ReadTime(const SqliteQuery& row, int column) {
   return row.IsNull(column) ? absl::InfiniteFuture()
                             : absl::FromUnixMicros(row.Int(column));
@@ -79,12 +91,27 @@ absl::Status RequestStore::Begin(bool durable) {
 }
 
 absl::Status RequestStore::Commit() {
-  absl::Status status = db_->Run("COMMIT");
+  absl::Status status = SaveTotals();
+  if (status.ok()) status = db_->Run("COMMIT");
   if (!status.ok()) Rollback();
+  added_ = {};
   return status;
 }
 
+// Once a transaction, however many requests it has.
+absl::Status RequestStore::SaveTotals() {
+  for (const TotalField& total : kTotals) {
+    const int64_t added = added_.*total.field;
+    if (added == 0) continue;
+    PORTOLAN_RETURN_IF_ERROR(
+        db_->Run("UPDATE facts SET value = value + ?2 WHERE name = ?1",
+                 total.name, added));
+  }
+  return absl::OkStatus();
+}
+
 void RequestStore::Rollback() {
+  added_ = {};
   // SQLite has done it already after some errors.
   if (db_->in_transaction()) (void)db_->Run("ROLLBACK");
 }
@@ -110,8 +137,9 @@ absl::StatusOr<std::optional<StoredRequest>> RequestStore::Insert(
           ? int64_t{0}
           : absl::ToUnixMicros(queued.deadline),
       static_cast<int64_t>(queued.state), stored.x_request_id));
-  if (db_->num_changed() > 0) return std::nullopt;
-  return FindByKey(queued.client, key);
+  if (db_->num_changed() == 0) return FindByKey(queued.client, key);
+  ++added_.accepted;
+  return std::nullopt;
 }
 
 absl::Status RequestStore::Save(const QueuedRequest& queued) {
@@ -141,6 +169,7 @@ absl::Status RequestStore::AppendTokens(int64_t seq,
       "WHERE EXISTS (SELECT 1 FROM requests WHERE seq = ?1)",
       seq, int64_t{delta.offset()}, int64_t{delta.token_ids_size()},
       SqlBlob{bytes}));
+  if (db_->num_changed() > 0) added_.tokens += delta.token_ids_size();
   if (delta.offset() > 0) return absl::OkStatus();
   return db_->Run("UPDATE requests SET first_token_us = ?2 WHERE seq = ?1", seq,
                   absl::ToUnixMicros(now));
@@ -149,11 +178,23 @@ absl::Status RequestStore::AppendTokens(int64_t seq,
 absl::Status RequestStore::Finish(int64_t seq, RequestState state,
                                   const v1::Finish& finish, absl::Time now) {
   const std::string bytes = finish.SerializeAsString();
-  return db_->Run(
-      "UPDATE requests SET state = ?2, finish = ?3, ended_us = ?4 "
-      "WHERE seq = ?1",
-      seq, static_cast<int64_t>(state), SqlBlob{bytes},
-      absl::ToUnixMicros(now));
+  PORTOLAN_RETURN_IF_ERROR(
+      db_->Run("UPDATE requests SET state = ?2, finish = ?3, ended_us = ?4 "
+               "WHERE seq = ?1 AND ended_us IS NULL",
+               seq, static_cast<int64_t>(state), SqlBlob{bytes},
+               absl::ToUnixMicros(now)));
+  if (db_->num_changed() == 0) return absl::OkStatus();
+  switch (state) {
+    case RequestState::kDone:
+      ++added_.done;
+      break;
+    case RequestState::kCancelled:
+      ++added_.cancelled;
+      break;
+    default:
+      ++added_.failed;
+  }
+  return absl::OkStatus();
 }
 
 absl::Status RequestStore::SaveModel(const v1::ModelIdentity& model) {
@@ -282,6 +323,16 @@ absl::StatusOr<std::vector<v1::ModelIdentity>> RequestStore::Models() {
   }
   PORTOLAN_RETURN_IF_ERROR(rows.status());
   return models;
+}
+
+absl::StatusOr<StoreTotals> RequestStore::Totals() {
+  StoreTotals totals;
+  for (const TotalField& total : kTotals) {
+    PORTOLAN_ASSIGN_OR_RETURN(
+        totals.*total.field,
+        db_->Value("SELECT value FROM facts WHERE name = ?1", total.name));
+  }
+  return totals;
 }
 
 absl::StatusOr<int64_t> RequestStore::LastSeq() {

@@ -45,6 +45,15 @@ struct StoredRequest {
   std::optional<v1::Finish> finish = {};
 };
 
+// Counts over the life of a database, what is forgotten meanwhile included.
+struct StoreTotals {
+  int64_t accepted = 0;
+  int64_t done = 0;
+  int64_t failed = 0;
+  int64_t cancelled = 0;
+  int64_t tokens = 0;
+};
+
 struct Retention {
   absl::Duration age = absl::Hours(7 * 24);
   int64_t max_bytes = 0;  // of the database; 0: no limit
@@ -103,6 +112,8 @@ class RequestStore {
   absl::StatusOr<std::vector<StoredRequest>> List(const ListFilter& filter);
   absl::StatusOr<std::vector<v1::ModelIdentity>> Models();
 
+  // Of what is committed.
+  absl::StatusOr<StoreTotals> Totals();
   absl::StatusOr<int64_t> LastSeq();
   // The latest time on record; kept below it, the clock would fall.
   absl::StatusOr<absl::Time> LastTime();
@@ -120,10 +131,12 @@ class RequestStore {
   absl::StatusOr<StoredRequest> ReadRow(const SqliteQuery& row);
   absl::StatusOr<std::vector<StoredRequest>> ReadRows(SqliteQuery rows);
   absl::Status Forget(int64_t seq);
+  absl::Status SaveTotals();
 
   const StoreOptions options_;
   const std::unique_ptr<SqliteDatabase> db_;
   std::optional<bool> durable_;
+  StoreTotals added_;  // by the transaction in work
 };
 
 }  // namespace portolan

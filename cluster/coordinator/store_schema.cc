@@ -64,9 +64,20 @@ constexpr char kVersion2[] = R"sql(
   ALTER TABLE requests ADD COLUMN assigned_us INTEGER;
 )sql";
 
+// Totals over all requests ever, those forgotten too (RequestStore::Totals).
+// What was forgotten before is not known any more. States are RequestState's.
+constexpr char kVersion3[] = R"sql(
+  INSERT OR REPLACE INTO facts(name, value)
+    SELECT 'total_accepted', count(*) FROM requests UNION ALL
+    SELECT 'total_done', count(*) FROM requests WHERE state = 3 UNION ALL
+    SELECT 'total_failed', count(*) FROM requests WHERE state = 4 UNION ALL
+    SELECT 'total_cancelled', count(*) FROM requests WHERE state = 5 UNION ALL
+    SELECT 'total_tokens', coalesce(sum(num), 0) FROM tokens;
+)sql";
+
 // Step i brings version i to version i + 1.
-constexpr std::array<const char*, kStoreSchemaVersion> kSteps = {kVersion1,
-                                                                 kVersion2};
+constexpr std::array<const char*, kStoreSchemaVersion> kSteps = {
+    kVersion1, kVersion2, kVersion3};
 
 absl::Status RunSteps(SqliteDatabase& db, int64_t version) {
   for (; version < kStoreSchemaVersion; ++version) {

@@ -280,6 +280,17 @@ void Telemetry::Load(int64_t queued, int64_t running, int64_t ranks) {
   ranks_.Set(static_cast<double>(ranks));
 }
 
+void Telemetry::ExpertMaps(std::string_view fingerprint, uint32_t format,
+                           int64_t rows) {
+  prometheus::BuildGauge()
+      .Name("portolan_expert_map_store_entries")
+      .Help("Expert maps kept, by model and row format")
+      .Register(registry_)
+      .Add({{"fingerprint", std::string(fingerprint)},
+            {"format", std::to_string(format)}})
+      .Set(static_cast<double>(rows));
+}
+
 void Telemetry::Denied(std::string_view address, const absl::Status& status) {
   Counter("portolan_denied_calls_total",
           "Calls without valid credentials, by status code",

@@ -45,6 +45,8 @@ class Telemetry {
   void RankAttached(const RankRegistration& rank, int64_t num_held);
   void RankEnded(std::string_view job, int rank, const absl::Status& status);
   void Load(int64_t queued, int64_t running, int64_t ranks);
+  // Rows that are kept of a model and row format.
+  void ExpertMaps(std::string_view fingerprint, uint32_t format, int64_t rows);
   // A call without valid credentials. Lines come at most once a minute for one
   // address, and for 1,000 addresses in all.
   void Denied(std::string_view address, const absl::Status& status);

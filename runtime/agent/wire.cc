@@ -100,6 +100,16 @@ v1::Finish ToProto(const SequenceEnd& end, int64_t prompt_tokens) {
   return finish;
 }
 
+v1::Histogram ToProto(const Histogram& histogram) {
+  v1::Histogram result;
+  result.mutable_bounds()->Add(histogram.bounds().begin(),
+                               histogram.bounds().end());
+  result.mutable_counts()->Add(histogram.counts().begin(),
+                               histogram.counts().end());
+  result.set_sum(histogram.sum());
+  return result;
+}
+
 v1::Finish ErrorFinish(const absl::Status& status) {
   v1::Finish finish;
   finish.set_reason(v1::FINISH_REASON_ERROR);

@@ -3,7 +3,18 @@
 #include <algorithm>
 #include <utility>
 
+#include "absl/time/time.h"
+#include "experts/steady_now.h"
+
 namespace portolan {
+namespace {
+
+// From a handful of rows through shared memory to a stuck network, in seconds.
+const double kExchangeBounds[] = {2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3,
+                                  2e-3, 5e-3, 0.01, 0.02, 0.05, 0.1,
+                                  0.25, 0.5,  1,    2.5,  5,    10};
+
+}  // namespace
 
 MoeLayer::MoeLayer(TokenExchange& exchange, ExpertProvider& provider,
                    ExpertFfn& ffn, int32_t num_layers, int32_t num_experts,
@@ -12,6 +23,7 @@ MoeLayer::MoeLayer(TokenExchange& exchange, ExpertProvider& provider,
       provider_(provider),
       ffn_(ffn),
       selections_by_layer_(static_cast<size_t>(num_layers)),
+      exchange_times_({std::begin(kExchangeBounds), std::end(kExchangeBounds)}),
       hints_(std::move(hints)),
       hint_sources_(static_cast<size_t>(exchange.transport().world_size())),
       scores_(static_cast<size_t>(num_experts)),
@@ -23,12 +35,23 @@ MoeLayer::MoeLayer(TokenExchange& exchange, ExpertProvider& provider,
 absl::Status MoeLayer::Run(int32_t layer, const Routing& routing,
                            const ActivationView& rows,
                            std::span<const Fp16> hints, MatrixView<float> out) {
-  return exchange_.Run(
+  const bool alone = exchange_.transport().world_size() == 1;
+  const absl::Time begin = alone ? absl::Time() : SteadyNow();
+  absl::Duration computing;
+  const absl::Status status = exchange_.Run(
       layer, routing,
       {.data = rows.data, .stride_bytes = rows.stride * BytesOf(rows.dtype)},
       hints, out, [&](const ReceivedRows& received, MatrixView<float> results) {
-        return Compute(layer, rows, received, results);
+        if (alone) return Compute(layer, rows, received, results);
+        const absl::Time start = SteadyNow();
+        absl::Status computed = Compute(layer, rows, received, results);
+        computing += SteadyNow() - start;
+        return computed;
       });
+  if (!alone && status.ok()) {
+    exchange_times_.Add(absl::ToDoubleSeconds(SteadyNow() - begin - computing));
+  }
+  return status;
 }
 
 void MoeLayer::BeginStep(int64_t tokens_of_all_ranks) {

@@ -12,6 +12,7 @@
 #include "experts/expert_provider.h"
 #include "experts/hints.h"
 #include "runtime/base/fp16.h"
+#include "runtime/base/histogram.h"
 #include "runtime/base/matrix_view.h"
 #include "runtime/kernels/activation.h"
 
@@ -51,6 +52,11 @@ class MoeLayer {
     return selections_by_layer_;
   }
 
+  // Seconds that each Run() so far took, less the computing of experts here:
+  // the exchange itself and the waiting for other ranks. Nothing where there
+  // are none.
+  const Histogram& exchange_times() const { return exchange_times_; }
+
  private:
   absl::Status Compute(int32_t layer, const ActivationView& form,
                        const ReceivedRows& received, MatrixView<float> results);
@@ -63,6 +69,7 @@ class MoeLayer {
   ExpertProvider& provider_;
   ExpertFfn& ffn_;
   std::vector<int64_t> selections_by_layer_;
+  Histogram exchange_times_;
 
   const Hints hints_;
   std::vector<std::span<const Fp16>> hint_sources_;  // [world]

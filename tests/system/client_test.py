@@ -56,6 +56,11 @@ class ClientCase(unittest.TestCase):
 
 
 class ProgramTest(ClientCase):
+    def test_version(self):
+        done = self.run_client("--version")
+        self.assertRegex(done.stdout, r"\Aportolan-client \S+ \(\S.*\)\n"
+                                      r"grpc: \d+\.\d+")
+
     def test_needs_neither_mpi_nor_cuda(self):
         libraries = subprocess.run(["ldd", PROGRAM], text=True, check=True,
                                    capture_output=True).stdout

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 import unittest
+import urllib.request
 
 import portolan
 
@@ -22,6 +23,8 @@ class SharedHistoryTest(unittest.TestCase):
         directory = tempfile.TemporaryDirectory()
         self.addCleanup(directory.cleanup)
         self.directory = pathlib.Path(directory.name)
+        self.client = pathlib.Path(BUILD) / "launcher" / "portolan-client"
+        self.exchanges = 0
         self.processes = []
         self.addCleanup(self.end_all)
 
@@ -44,9 +47,30 @@ class SharedHistoryTest(unittest.TestCase):
         endpoint = state / "endpoint.json"
         endpoint.unlink(missing_ok=True)
         process = self.start("coordinator", "coordinator", "--listen",
-                             "127.0.0.1:0", "--data-dir", state)
+                             "127.0.0.1:0", "--data-dir", state, "--http",
+                             "127.0.0.1:0")
         self.wait_for(endpoint.exists)
-        return process, json.loads(endpoint.read_text())["address"]
+        told = json.loads(endpoint.read_text())
+        self.metrics_url = f"http://{told['http']}/metrics"
+        return process, told["address"]
+
+    def metric(self, pattern):
+        """The sum of all series that a pattern names."""
+        with urllib.request.urlopen(self.metrics_url) as page:
+            text = page.read().decode()
+        return sum(map(float, re.findall(rf"(?m)^{pattern} (\S+)$", text)))
+
+    def kept_maps(self, address):
+        """What the coordinator says that it keeps for the model."""
+        done = portolan.run([self.client, "stats", "--coordinator", address,
+                             "--json"])
+        self.assertEqual(done.returncode, 0, done.stderr)
+        model, = json.loads(done.stdout)["models"]
+        self.assertGreater(model["expert_map_bytes"], 0)
+        kept = model["expert_maps"]
+        self.assertEqual(
+            self.metric(r"portolan_expert_map_store_entries\{.*\}"), kept)
+        return kept
 
     def wait_for(self, condition, seconds=60):
         deadline = time.monotonic() + seconds
@@ -60,14 +84,21 @@ class SharedHistoryTest(unittest.TestCase):
         worker = self.start(name, "worker", "--model", portolan.MODEL,
                             "--coordinator", address, "--ranks", 2,
                             "--expert-memory", "25%", "--job", name)
-        client = pathlib.Path(BUILD) / "launcher" / "portolan-client"
         texts = []
         for prompt in PROMPTS:
-            done = portolan.run([client, "generate", "--coordinator", address,
+            done = portolan.run([self.client, "generate", "--coordinator", address,
                                  "--prompt", prompt, "--max-tokens", 16,
+                                 "--ignore-eos",
                                  "--temperature", 0])
             self.assertEqual(done.returncode, 0, done.stderr)
             texts.append(done.stdout)
+        # Every step of every layer is an exchange of each rank, and the last
+        # figures come when the ranks rest.
+        steps = len(PROMPTS) * 16
+        self.wait_for(lambda: self.metric("portolan_alltoall_seconds_count")
+                      >= self.exchanges + 2 * 8 * steps)
+        self.exchanges = self.metric("portolan_alltoall_seconds_count")
+        self.assertGreater(self.metric("portolan_alltoall_seconds_sum"), 0)
         worker.send_signal(signal.SIGTERM)
         self.assertEqual(worker.wait(60), 0)
         log = (self.directory / name).read_text()
@@ -78,10 +109,14 @@ class SharedHistoryTest(unittest.TestCase):
         coordinator, address = self.coordinator()
         texts, known = self.job("first", address)
         self.assertEqual(known, [0, 0])
+        kept = self.kept_maps(address)
+        self.assertGreaterEqual(kept, len(PROMPTS))
         # Also after a restart of the coordinator.
         coordinator.send_signal(signal.SIGTERM)
         self.assertEqual(coordinator.wait(60), 0)
         _, address = self.coordinator()
+        self.exchanges = 0
+        self.assertEqual(self.kept_maps(address), kept)
 
         again, known = self.job("second", address)
 

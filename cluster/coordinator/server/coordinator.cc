@@ -56,6 +56,8 @@ class RunningCoordinator final : public Coordinator {
   absl::Status ListenHttp(const std::string& address);
   HttpAnswer Health() const;
   HttpAnswer Page() const;
+  std::string Metrics() const;
+  void AddExpertMaps(v1::Stats& stats) const;
   absl::Status WriteEndpoint() const;
 
   const DataDir dir_;
@@ -82,7 +84,8 @@ RunningCoordinator::RunningCoordinator(
       hub_(std::move(hub)),
       security_(std::move(security)),
       gate_(security_.rules, *telemetry_) {
-  services_.push_back(MakeInferenceService(*hub_, gate_));
+  services_.push_back(MakeInferenceService(
+      *hub_, gate_, [this](v1::Stats& stats) { AddExpertMaps(stats); }));
   services_.push_back(MakeControlService(*hub_, gate_));
   expert_maps->SetAuthorize([this](grpc::ServerContextBase& context) {
     return ToGrpc(gate_.Enter(context, ServiceKind::kControl).status());
@@ -133,15 +136,32 @@ absl::Status RunningCoordinator::Listen(const CoordinatorOptions& options) {
 
 absl::Status RunningCoordinator::ListenHttp(const std::string& address) {
   PORTOLAN_ASSIGN_OR_RETURN(
-      http_,
-      HttpServer::Start(
-          address,
-          {{"/metrics$",
-            [this] { return HttpAnswer{.text = telemetry_->MetricsText()}; }},
-           {"/healthz$", [this] { return Health(); }},
-           {"/$", [this] { return Page(); }}}));
+      http_, HttpServer::Start(
+                 address, {{"/metrics$",
+                            [this] { return HttpAnswer{.text = Metrics()}; }},
+                           {"/healthz$", [this] { return Health(); }},
+                           {"/$", [this] { return Page(); }}}));
   http_address_ = BoundAddress(address, http_->port());
   return absl::OkStatus();
+}
+
+std::string RunningCoordinator::Metrics() const {
+  for (const auto& store : expert_maps_->stats().stores) {
+    telemetry_->ExpertMaps(store.store.fingerprint, store.store.format,
+                           static_cast<int64_t>(store.rows));
+  }
+  return telemetry_->MetricsText();
+}
+
+void RunningCoordinator::AddExpertMaps(v1::Stats& stats) const {
+  const ExpertMapsService::Stats maps = expert_maps_->stats();
+  for (v1::ModelStats& model : *stats.mutable_models()) {
+    for (const auto& store : maps.stores) {
+      if (store.store.fingerprint != model.fingerprint()) continue;
+      model.set_expert_maps(model.expert_maps() + store.rows);
+      model.set_expert_map_bytes(model.expert_map_bytes() + store.bytes);
+    }
+  }
 }
 
 HttpAnswer RunningCoordinator::Health() const {

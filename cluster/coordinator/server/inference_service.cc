@@ -1,6 +1,7 @@
 #include <grpcpp/server_context.h>
 #include <grpcpp/support/server_callback.h>
 
+#include <functional>
 #include <memory>
 #include <utility>
 
@@ -48,8 +49,9 @@ class GrpcClientStream final
 
 class InferenceService final : public v1::Inference::CallbackService {
  public:
-  InferenceService(RequestHub& hub, const Gate& gate)
-      : hub_(hub), gate_(gate) {}
+  InferenceService(RequestHub& hub, const Gate& gate,
+                   std::function<void(v1::Stats&)> complete_stats)
+      : hub_(hub), gate_(gate), complete_stats_(std::move(complete_stats)) {}
 
   grpc::ServerWriteReactor<v1::GenerateResponse>* Generate(
       CallbackServerContext* context,
@@ -104,7 +106,11 @@ class InferenceService final : public v1::Inference::CallbackService {
     auto reply = ReplyTo(context, reactor, response);
     const auto caller = gate_.Enter(*context, ServiceKind::kInference);
     if (caller.ok()) {
-      hub_.GetStats(std::move(reply));
+      hub_.GetStats([this, reply = std::move(reply)](
+                        absl::StatusOr<v1::Stats> stats) mutable {
+        if (stats.ok()) complete_stats_(*stats);
+        reply(std::move(stats));
+      });
     } else {
       reply(caller.status());
     }
@@ -151,13 +157,16 @@ class InferenceService final : public v1::Inference::CallbackService {
 
   RequestHub& hub_;
   const Gate& gate_;
+  const std::function<void(v1::Stats&)> complete_stats_;
 };
 
 }  // namespace
 
-std::unique_ptr<grpc::Service> MakeInferenceService(RequestHub& hub,
-                                                    const Gate& gate) {
-  return std::make_unique<InferenceService>(hub, gate);
+std::unique_ptr<grpc::Service> MakeInferenceService(
+    RequestHub& hub, const Gate& gate,
+    std::function<void(v1::Stats&)> complete_stats) {
+  return std::make_unique<InferenceService>(hub, gate,
+                                            std::move(complete_stats));
 }
 
 }  // namespace portolan

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <functional>
 #include <memory>
 
 #include "cluster/coordinator/hub.h"
@@ -13,9 +14,10 @@ namespace portolan {
 
 // The gRPC faces of the hub: calls become functions of RequestHub, whose
 // streams become gRPC's. They decide nothing. Both outlive the
-// server.
-std::unique_ptr<grpc::Service> MakeInferenceService(RequestHub& hub,
-                                                    const Gate& gate);
+// server. `complete_stats` adds what the hub does not know.
+std::unique_ptr<grpc::Service> MakeInferenceService(
+    RequestHub& hub, const Gate& gate,
+    std::function<void(v1::Stats&)> complete_stats);
 std::unique_ptr<grpc::Service> MakeControlService(RequestHub& hub,
                                                   const Gate& gate);
 
