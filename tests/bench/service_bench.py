@@ -38,21 +38,31 @@ def bench(address, prompts, *flags):
     return json.loads(done.stdout)
 
 
-def generate_alone(prompts):
-    """Medians of TTFT and TPOT over single runs of one prompt, in seconds."""
-    results = [portolan.generate(BUILD, prompts, ["--ignore-eos"])[0]
-               for _ in range(ARGUMENTS.rounds)]
-    return [statistics.median(result[name] for result in results)
-            for name in ("ttft_s", "tpot_s")]
+def generate_alone(directory):
+    """Medians of TTFT and TPOT of one prompt after the other in one process, in
+    seconds. Its times count from the start, so a prompt's own begins with the
+    last token of the one before; the first one warms up."""
+    prompts = directory / "many.jsonl"
+    prompts.write_text("".join(
+        json.dumps({**PROMPT, "id": str(i)}) + "\n"
+        for i in range(ARGUMENTS.rounds + 1)))
+    results = portolan.generate(BUILD, prompts,
+                                ["--ignore-eos", "--batch", "1"])
+    further = PROMPT["max_tokens"] - 1
+    ends = [one["ttft_s"] + further * one["tpot_s"] for one in results]
+    return (statistics.median(one["ttft_s"] - end
+                              for one, end in zip(results[1:], ends)),
+            statistics.median(one["tpot_s"] for one in results[1:]))
 
 
 def compare_with_generate(directory, prompts):
-    ttft, tpot = generate_alone(prompts)
+    ttft, tpot = generate_alone(directory)
     coordinator = service.Coordinator(BUILD, directory)
     job = service.Job(BUILD, directory, coordinator.address, ranks=1)
     try:
         with service.client(coordinator.address) as client:
             service.wait_for_ranks(client, 1, job)
+        bench(coordinator.address, prompts, "--closed", 1, "--requests", 1)
         one = bench(coordinator.address, prompts, "--closed", 1, "--requests",
                     ARGUMENTS.rounds)
     finally:
