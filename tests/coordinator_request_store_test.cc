@@ -250,12 +250,11 @@ TEST_F(RequestStoreTest, TotalsOutliveRetentionAndRestarts) {
   EXPECT_TRUE(store_->Insert(Request(7, "key")).ok());  // the same once more
   ASSERT_TRUE(store_->AppendTokens(1, Delta(0, {1, 2}), now_).ok());
   ASSERT_TRUE(store_->AppendTokens(9, Delta(0, {1, 2}), now_).ok());
-  for (const auto& [seq, state] : {std::pair(1, RequestState::kDone),
-                                   std::pair(2, RequestState::kFailed),
-                                   std::pair(3, RequestState::kCancelled),
-                                   std::pair(4, RequestState::kDone),
-                                   std::pair(4, RequestState::kDone),
-                                   std::pair(9, RequestState::kDone)}) {
+  for (const auto& [seq, state] :
+       {std::pair(1, RequestState::kDone), std::pair(2, RequestState::kFailed),
+        std::pair(3, RequestState::kCancelled),
+        std::pair(4, RequestState::kDone), std::pair(4, RequestState::kDone),
+        std::pair(9, RequestState::kDone)}) {
     ASSERT_TRUE(store_->Finish(seq, state, {}, now_).ok());
   }
   ASSERT_TRUE(store_->Commit().ok());

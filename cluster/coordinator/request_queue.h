@@ -37,7 +37,8 @@ struct QueueOptions {
   int64_t max_client_requests = 0;
   int64_t max_client_tokens = 0;
   // A Generate call that is in no rank's step within this time is refused; at
-  // admission already if the estimate says so. Submitted requests wait as long as needed.
+  // admission already if the estimate says so. Submitted requests wait as long
+  // as needed.
   absl::Duration max_queue_wait = absl::InfiniteDuration();
   // How long requests wait for a rank (or a client) whose stream broke.
   absl::Duration reattach = absl::Seconds(10);

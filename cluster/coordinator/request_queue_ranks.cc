@@ -313,9 +313,9 @@ void RequestQueue::Assign(Entry& entry, RankState& rank, QueueActions& out) {
   ++num_running_;
   SetTimer(entry);
   // What has waited here waits on there, for a slot.
-  out.assign.push_back({rank.session, rank.serial, request.seq, request.attempt,
-                        request.attempt == 1 ? entry.queued_until
-                                             : absl::InfiniteFuture()});
+  out.assign.push_back(
+      {rank.session, rank.serial, request.seq, request.attempt,
+       request.attempt == 1 ? entry.queued_until : absl::InfiniteFuture()});
   out.changed.push_back(request.seq);
 }
 
