@@ -40,12 +40,13 @@ std::string TableRow(const ReplayRow& row, std::span<const ReplayRow> rows) {
   const ExpertMetrics& m = row.result.total;
   const std::optional<double> gap = GapSeconds(row, rows);
   return absl::StrFormat(
-      "%-10s %8s %10.3f %10.3f %7.1f %7.1f %7.1f %9.1f %9.1f %9.1f %10s\n",
+      "%-10s %8s %10.3f %10.3f %7.1f %7.1f %7.1f %9.1f %9.1f %9.1f %8.1f "
+      "%10s\n",
       row.result.policy, row.expert_memory, StallSeconds(row),
       StallPerToken(row) * 1e3, 100 * Share(m.hits, m), 100 * Share(m.late, m),
       100 * Share(m.misses, m), static_cast<double>(m.demand_bytes) / 1e6,
       static_cast<double>(m.prefetch_used_bytes) / 1e6,
-      static_cast<double>(m.prefetch_wasted_bytes) / 1e6,
+      static_cast<double>(m.prefetch_wasted_bytes) / 1e6, row.cpu_us_per_layer,
       gap ? absl::StrFormat("%.3f", *gap) : "-");
 }
 
@@ -66,9 +67,9 @@ nlohmann::json PredictionsJson(const ReplayResult& result) {
 
 std::string ReplayTable(std::span<const ReplayRow> rows) {
   std::string table = absl::StrFormat(
-      "%-10s %8s %10s %10s %7s %7s %7s %9s %9s %9s %10s\n", "policy", "memory",
-      "stall s", "ms/token", "hit %", "late %", "miss %", "demand MB",
-      "used MB", "wasted MB", "gap s");
+      "%-10s %8s %10s %10s %7s %7s %7s %9s %9s %9s %8s %10s\n", "policy",
+      "memory", "stall s", "ms/token", "hit %", "late %", "miss %", "demand MB",
+      "used MB", "wasted MB", "us/layer", "gap s");
   for (const ReplayRow& row : rows) table += TableRow(row, rows);
   for (const ReplayRow& row : rows) {
     if (row.result.predictions.empty()) continue;
@@ -146,6 +147,7 @@ nlohmann::json ReplayJson(std::span<const ReplayRow> rows) {
     object["budget"] = row.budget;
     object["ranks"] = row.result.num_ranks;
     object["stall_per_token_s"] = StallPerToken(row);
+    object["cpu_us_per_layer"] = row.cpu_us_per_layer;
     object["time_s"] = absl::ToDoubleSeconds(row.result.time);
     object["compute_s"] = absl::ToDoubleSeconds(row.result.compute);
     if (const auto gap = GapSeconds(row, rows)) object["gap_s"] = *gap;

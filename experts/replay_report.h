@@ -13,12 +13,16 @@ namespace portolan {
 struct ReplayRow {
   std::string expert_memory;  // as given to --expert-memory
   double budget = 0;          // slots / owned experts, 0 .. 1
+  // CPU time that replaying took per step and layer: policy, predictor and the
+  // simulated cache. Less the row of lru, it is what the policy thinks.
+  double cpu_us_per_layer = 0;
   ReplayResult result;
 };
 
 // A table for people: per row policy, budget, stall per token, hit, late and
-// miss shares, megabytes by class, and the gap in stall to the oracle's row of
-// the same budget, if there is one; then precision and recall by source.
+// miss shares, megabytes by class, CPU time of replaying a layer, and the gap
+// in stall to the oracle's row of the same budget, if there is one; then
+// precision and recall by source.
 std::string ReplayTable(std::span<const ReplayRow> rows);
 
 // Where the stall of `adaptive` comes from, per budget: what it saves over lru,

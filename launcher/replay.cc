@@ -1,5 +1,7 @@
 #include "launcher/replay.h"
 
+#include <time.h>
+
 #include <algorithm>
 #include <cstdio>
 #include <fstream>
@@ -68,6 +70,13 @@ absl::StatusOr<std::unique_ptr<History>> PrepareHistory(
   return history;
 }
 
+double CpuMicroseconds() {
+  timespec now{};
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+  return static_cast<double>(now.tv_sec) * 1e6 +
+         static_cast<double>(now.tv_nsec) * 1e-3;
+}
+
 absl::StatusOr<std::vector<ReplayRow>> RunAll(const ReplayCommand& command,
                                               const Trace& trace) {
   ReplayOptions options;
@@ -79,6 +88,8 @@ absl::StatusOr<std::vector<ReplayRow>> RunAll(const ReplayCommand& command,
       PrepareHistory(command, trace.header, options.policy));
   const int64_t owned = static_cast<int64_t>(trace.header.num_layers) *
                         trace.header.num_experts / command.ranks;
+  const double layers =
+      static_cast<double>(trace.steps.size()) * trace.header.num_layers;
   std::vector<ReplayRow> rows;
   for (const std::string& memory : command.expert_memory) {
     options.expert_memory = memory;
@@ -86,12 +97,16 @@ absl::StatusOr<std::vector<ReplayRow>> RunAll(const ReplayCommand& command,
         const MemoryBudget budget,
         PlanExpertMemory(memory, owned, trace.header.expert_bytes));
     for (const std::string& policy : command.policies) {
+      const double start = CpuMicroseconds();
       PORTOLAN_ASSIGN_OR_RETURN(ReplayResult result,
                                 Replay(trace, policy, options, history.get()));
-      rows.push_back({.expert_memory = memory,
-                      .budget = static_cast<double>(budget.num_slots) /
-                                static_cast<double>(owned),
-                      .result = std::move(result)});
+      rows.push_back(
+          {.expert_memory = memory,
+           .budget = static_cast<double>(budget.num_slots) /
+                     static_cast<double>(owned),
+           .cpu_us_per_layer =
+               layers == 0 ? 0.0 : (CpuMicroseconds() - start) / layers,
+           .result = std::move(result)});
       std::fprintf(stderr, "replayed %s at %s\n", policy.c_str(),
                    memory.c_str());
     }

@@ -20,6 +20,7 @@ ReplayRow Row(std::string policy, double budget, double stall_s,
   ReplayRow row;
   row.expert_memory = budget == 0.25 ? "25%" : "50%";
   row.budget = budget;
+  row.cpu_us_per_layer = 1.5;
   row.result.policy = std::move(policy);
   row.result.num_ranks = 1;
   row.result.total.tokens = 100;
@@ -61,6 +62,7 @@ TEST(ReplayReportTest, TheGapIsToTheOracleOfTheSameBudget) {
   EXPECT_FALSE(json[2].contains("gap_s"));
   EXPECT_DOUBLE_EQ(json[0]["stall_per_token_s"], 0.1);
   EXPECT_DOUBLE_EQ(json[0]["hit_rate"], 0.75);
+  EXPECT_DOUBLE_EQ(json[0]["cpu_us_per_layer"], 1.5);
 }
 
 TEST(ReplayReportTest, TheTableHasARowForEachAndADashWithoutAnOracle) {

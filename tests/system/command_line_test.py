@@ -204,6 +204,19 @@ class CommandLineTest(unittest.TestCase):
         for row in figures["rows"]:
             self.assertFalse(row["wrong"], row)
 
+    def test_bench_maps_searches_stores_of_either_format(self):
+        figures = json.loads(run(["bench", "maps", "--records", "20,400",
+                                  "--searches", "20", "--json"]).stdout)
+        self.assertEqual([(row["format"], row["records"])
+                          for row in figures["rows"]],
+                         [("exact", 20), ("exact", 400), ("compact", 20),
+                          ("compact", 400)])
+        for row in figures["rows"]:
+            self.assertGreater(row["bytes"], 0)
+            for what in ("embedding_us", "nearest8_us",
+                         "trajectory_us_per_layer"):
+                self.assertGreater(row[what], 0)
+
     def test_the_installed_tree_runs(self):
         subprocess.run(["cmake", "--install", BUILD, "--prefix",
                         self.directory / "tree"], check=True,
