@@ -19,8 +19,8 @@ COMMON = ["--max-tokens", "24", "--ignore-eos"]
 def tokens(arguments, **options):
     results = portolan.generate(BUILD, PROMPTS, COMMON + list(arguments),
                                 **options)
-    return [(result["id"], result["tokens"], result["text"])
-            for result in results]
+    return [(result["id"], result["tokens"], result["text"],
+             result["finish_reason"]) for result in results]
 
 
 def cpu_paths():
@@ -44,7 +44,7 @@ class ExactnessTest(unittest.TestCase):
     def test_the_reference_says_something(self):
         for results in self.reference.values():
             self.assertEqual(len(results), 16)
-            self.assertTrue(all(len(ids) == 24 for _, ids, _ in results))
+            self.assertTrue(all(len(ids) == 24 for _, ids, *_ in results))
         self.assertNotEqual(self.reference["greedy"], self.reference["sampled"])
 
     def test_ranks_as_threads(self):
@@ -56,8 +56,8 @@ class ExactnessTest(unittest.TestCase):
             self.check([], mpi_ranks=ranks)
 
     def test_transports(self):
-        for transport in ("mpi", "shm"):
-            self.check(["--transport", transport], mpi_ranks=2)
+        for transport, ranks in itertools.product(("mpi", "shm"), (2, 3, 5)):
+            self.check(["--transport", transport], mpi_ranks=ranks)
 
     def test_batches(self):
         for batch, ranks in itertools.product((1, 4, 16), (1, 2)):
