@@ -12,6 +12,7 @@ numpy.
 """
 
 import argparse
+import concurrent.futures
 import dataclasses
 import json
 import os
@@ -191,7 +192,7 @@ class SafetensorsWriter:
     def add(self, bits):
         if self.left == 0:
             self.open_next()
-        self.file.write(bits.tobytes())
+        self.file.write(bits.data)
         self.left -= 1
 
     def close(self):
@@ -299,7 +300,7 @@ class GgufWriter:
 
     def add(self, tensor, bits):
         data = widen(bits) if tensor.f32_in_gguf else bits
-        self.file.write(data.tobytes())
+        self.file.write(data.data)
         if self.file.tell() % self.ALIGNMENT and len(tensor.parts) == 1:
             self.file.write(b"\0" * (-self.file.tell() % self.ALIGNMENT))
 
@@ -317,13 +318,17 @@ def write_model(shape, hf=None, gguf=None, seed=1, shard_bytes=1 << 30):
     if gguf:
         to_gguf = GgufWriter(gguf, shape, tensors)
         writers.append(to_gguf)
-    for tensor in tensors:
-        for part in tensor.parts:
-            bits = random_bf16(part, tensor.shape, seed)
-            if hf:
-                to_hf.add(bits)
-            if gguf:
-                to_gguf.add(tensor, bits)
+    # Threads suffice: numpy draws and rounds without the interpreter's lock.
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        for tensor in tensors:
+            def draw(part, dims=tensor.shape):
+                return random_bf16(part, dims, seed)
+
+            for bits in pool.map(draw, tensor.parts):
+                if hf:
+                    to_hf.add(bits)
+                if gguf:
+                    to_gguf.add(tensor, bits)
     for writer in writers:
         writer.close()
     return sum(tensor.elements() for tensor in tensors)

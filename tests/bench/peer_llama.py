@@ -92,14 +92,15 @@ class Case:
             self.gen = min(self.gen, args.tokens)
 
 
-def create_environment(directory, package, compiler):
-    """A venv with the package built by `compiler`; kept if it is there."""
+def create_environment(directory, package):
+    """A venv with the package built by clang; kept if it is there."""
     python = directory / "bin" / "python"
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", directory], check=True)
     module = package.replace("-", "_")
     if list(directory.glob(f"lib/python*/site-packages/{module}-*.dist-info")):
         return python
+    compiler = find_compiler()
     cxx = compiler.replace("clang", "clang++")
     environment = {
         **os.environ, "CC": compiler, "CXX": cxx,
@@ -130,7 +131,7 @@ class Peer:
     def __init__(self, name, directory):
         self.name = name
         package = PEERS[name]
-        self.python = create_environment(directory, package, find_compiler())
+        self.python = create_environment(directory, package)
         self.about = self.ask({"task": "about"})
         note = directory / f"{package}.compiler"
         if note.exists():
@@ -198,6 +199,13 @@ class Portolan:
         dense = model_bytes(models, case) - expert_bytes
         return max(limit - dense - (128 << 20), 0)
 
+    def pack(self, directory, weights):
+        """Quantised experts come from a pack beside the model."""
+        if not (directory / f"experts-{weights}.portolan-pack").exists():
+            print(f"packing {directory.name} as {weights}", file=sys.stderr)
+            machine.run([str(self.program), "pack", "--model", str(directory),
+                         "--quantize", weights])
+
     def run(self, case, models, args, cgroup=None, limit=0):
         command = [
             self.program, "bench", "model",
@@ -208,6 +216,7 @@ class Portolan:
         if case.weights != "bf16":
             if "--weights" not in self.help:
                 raise machine.Skipped("this build knows no --weights")
+            self.pack(models.directory_of(case.preset), case.weights)
             command += ["--weights", case.weights]
         if limit:
             command += ["--expert-memory",
