@@ -11,6 +11,8 @@
 #include "experts/replay.h"
 #include "runtime/base/status_macros.h"
 #include "runtime/base/units.h"
+#include "runtime/kernels/rope_table.h"
+#include "runtime/model/forward.h"
 #include "runtime/model/kv_cache.h"
 
 namespace portolan {
@@ -142,7 +144,8 @@ HistoryShape HistoryShapeOf(const Model& model) {
 
 int64_t RankMemory::other_bytes() const {
   return staging_bytes + host_tier_bytes + dense_bytes + kv_bytes +
-         exchange_bytes + work_bytes + history_bytes + program_bytes;
+         exchange_bytes + work_bytes + rope_bytes + history_bytes +
+         program_bytes;
 }
 
 absl::StatusOr<RankMemory> PlanRankMemory(const JobOptions& options,
@@ -174,6 +177,8 @@ absl::StatusOr<RankMemory> PlanRankMemory(const JobOptions& options,
   memory.exchange_bytes =
       MostBufferBytes(ExchangeOptionsOf(options, config), world_size);
   memory.work_bytes = WorkBytes(options, config, world_size);
+  memory.rope_bytes =
+      RopeTable::Bytes(config.rope.rotary_dim, RopePositions(config, kv_pages));
   memory.history_bytes = HistoryBytes(HistoryShapeOf(model));
   memory.program_bytes = kProgramBytes;
   return memory;

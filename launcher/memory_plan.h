@@ -51,6 +51,7 @@ struct RankMemory {
   int64_t kv_bytes = 0;
   int64_t exchange_bytes = 0;  // at most, in a full step
   int64_t work_bytes = 0;      // activations and logits of a full step
+  int64_t rope_bytes = 0;      // table of rotary positions, full
   int64_t history_bytes = 0;   // what predictors remember
   int64_t program_bytes = 0;   // code, libraries, tables: an allowance
 

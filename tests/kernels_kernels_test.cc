@@ -132,8 +132,18 @@ TEST_F(ScalarTest, RmsNormAgreesWithDouble) {
   }
 }
 
+RopeTable RopeOf(double theta, int rotary_dim, int64_t positions) {
+  std::vector<double> frequencies;
+  for (int i = 0; i < rotary_dim; i += 2) {
+    frequencies.push_back(std::pow(theta, -double(i) / rotary_dim));
+  }
+  RopeTable rope = *RopeTable::Create(frequencies, positions);
+  rope.Reach(positions);
+  return rope;
+}
+
 TEST_F(ScalarTest, RopeRotatesHalvesByPositionTimesFrequency) {
-  const RopeTable rope(RopeFrequencies(10000.0, 32), 64);
+  const RopeTable rope = RopeOf(10000.0, 32, 64);
   std::vector<float> heads = random_.Matrix(2, 80);  // 2 heads x 40
   const std::vector<float> before = heads;
   const std::vector<int32_t> positions = {5, 63};
@@ -248,7 +258,7 @@ TEST_P(PathTest, RowKernelsHaveTheBitsOfTheScalarPath) {
 TEST_P(PathTest, HeadNormRopeHasTheBitsOfTheScalarPath) {
   const std::vector<int32_t> positions = {0, 3, 1000};
   for (const int head_dim : {32, 40, 128}) {
-    const RopeTable rope(RopeFrequencies(1e6, head_dim - 2), 1001);
+    const RopeTable rope = RopeOf(1e6, head_dim - 2, 1001);
     const std::vector<float> weight = random_.Matrix(1, head_dim);
     const std::vector<float> heads = random_.Matrix(3, 4 * head_dim);
     const auto run = [&](Kernels& kernels) {

@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <limits>
+#include <vector>
 
 #include "runtime/base/thread_pool.h"
 #include "runtime/kernels/math.h"
@@ -60,14 +61,32 @@ TEST_F(MathTest, SeriesInDoubleAgreeWithLibm) {
   }
 }
 
-TEST_F(MathTest, RopeFrequenciesArePowersOfTheta) {
-  const auto frequencies = RopeFrequencies(1e6, 128);
+TEST_F(MathTest, ARopeTableComputesPositionsAsTheyAreReached) {
+  const std::vector<double> frequencies = {1, 0.1, 0.003};
+  RopeTable table = *RopeTable::Create(frequencies, int64_t{1} << 20);
+  EXPECT_EQ(table.bytes(), RopeTable::Bytes(6, int64_t{1} << 20));
+  EXPECT_EQ(table.num_positions(), 0);
 
-  ASSERT_EQ(frequencies.size(), 64u);
-  for (size_t i = 0; i < 64; ++i) {
-    EXPECT_EQ(frequencies[i], static_cast<float>(std::pow(
-                                  1e6, -2.0 * static_cast<double>(i) / 128)));
+  table.Reach(8);
+  table.Reach(5);
+  table.Reach(1001);
+
+  EXPECT_EQ(table.num_positions(), 1001);
+  for (const int64_t position : {0, 7, 8, 1000}) {
+    for (size_t i = 0; i < 3; ++i) {
+      const float angle =
+          static_cast<float>(position) * static_cast<float>(frequencies[i]);
+      EXPECT_EQ(table.Cos(position)[i], static_cast<float>(CosD(angle)));
+      EXPECT_EQ(table.Sin(position)[i], static_cast<float>(SinD(angle)));
+    }
   }
+}
+
+TEST_F(MathTest, ARopeTableThatNoMemoryHoldsIsAnError) {
+  const std::vector<double> frequencies(1 << 10, 1.0);
+
+  EXPECT_TRUE(absl::IsResourceExhausted(
+      RopeTable::Create(frequencies, int64_t{1} << 45).status()));
 }
 
 }  // namespace

@@ -61,6 +61,8 @@ TEST(MemoryPlanTest, TheRunningRanksHoldWhatThePlanSays) {
                   plan[static_cast<size_t>(ToIndex(transport.rank()))];
               EXPECT_EQ(mine.experts.bytes(), (*rank)->expert_memory_bytes());
               EXPECT_EQ(mine.kv_bytes, (*rank)->kv().bytes());
+              EXPECT_EQ(mine.rope_bytes, (*rank)->forward().rope_bytes());
+              EXPECT_GT(mine.rope_bytes, 0);
               EXPECT_EQ(mine.staging_bytes, (*rank)->staging_bytes());
               return absl::OkStatus();
             });

@@ -6,6 +6,7 @@
 #include <numbers>
 #include <string>
 
+#include "runtime/kernels/math.h"
 #include "runtime/model/checkpoint/config.h"
 #include "runtime/model/checkpoint/strict_json.h"
 
@@ -275,6 +276,21 @@ TEST(RopeFrequenciesTest, FallGeometrically) {
   ASSERT_EQ(f.size(), 2u);
   EXPECT_DOUBLE_EQ(f[0], 1);
   EXPECT_DOUBLE_EQ(f[1], 0.1);
+}
+
+// libm's last bit depends on the processor.
+TEST(RopeFrequenciesTest, ComeFromFunctionsOfOurOwn) {
+  for (const double theta : {1e4, 5e5, 1e6}) {
+    const auto f = RopeFrequencies({.theta = theta, .rotary_dim = 128});
+
+    ASSERT_EQ(f.size(), 64u);
+    for (size_t i = 0; i < 64; ++i) {
+      const double exponent = -2.0 * static_cast<double>(i) / 128;
+      EXPECT_EQ(f[i], ExpD(exponent * LogD(theta)));
+      EXPECT_EQ(static_cast<float>(f[i]),
+                static_cast<float>(std::pow(theta, exponent)));
+    }
+  }
 }
 
 TEST(RopeFrequenciesTest, LinearScalingSlowsAllAlike) {

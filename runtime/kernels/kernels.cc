@@ -193,7 +193,7 @@ void Kernels::HeadNormRope(MatrixView<float> heads, int head_dim,
                  norm_weight.size() == static_cast<size_t>(head_dim));
   ForRows(heads.rows(), heads.cols(), [&](int64_t i) {
     const int64_t position = positions[static_cast<size_t>(i)];
-    PORTOLAN_CHECK(position >= 0 && position < rope.max_position());
+    PORTOLAN_CHECK(position >= 0 && position < rope.num_positions());
     float* head = heads.Row(i).data();
     for (const float* end = head + heads.cols(); head < end; head += head_dim) {
       if (!norm_weight.empty()) {

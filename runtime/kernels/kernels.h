@@ -96,7 +96,7 @@ class Kernels {
   // In place, for each head of each row: RMSNorm over head_dim (skipped if
   // `norm_weight` is empty), then half-split rotation of the first
   // rope.rotary_dim() dimensions. `heads` is [rows, num_heads * head_dim];
-  // positions[row] < rope.max_position().
+  // positions[row] < rope.num_positions().
   void HeadNormRope(MatrixView<float> heads, int head_dim,
                     std::span<const float> norm_weight, float eps,
                     const RopeTable& rope, std::span<const int32_t> positions);

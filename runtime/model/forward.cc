@@ -4,6 +4,7 @@
 #include <cmath>
 #include <functional>
 #include <numeric>
+#include <utility>
 
 #include "runtime/base/bf16.h"
 #include "runtime/base/check.h"
@@ -68,14 +69,6 @@ class ActivationMatrix {
   ActivationDtype dtype_ = ActivationDtype::kBf16;
 };
 
-RopeTable MakeRopeTable(const ModelConfig& config) {
-  const std::vector<double> exact = RopeFrequencies(config.rope);
-  std::vector<float> frequencies(exact.size());
-  std::transform(exact.begin(), exact.end(), frequencies.begin(),
-                 [](double f) { return static_cast<float>(f); });
-  return RopeTable(frequencies, config.max_position);
-}
-
 const float* BiasOrNull(const std::vector<float>& bias) {
   return bias.empty() ? nullptr : bias.data();
 }
@@ -125,7 +118,6 @@ ForwardPass::ForwardPass(const Options& options, const Parts& parts)
                  .dtype = options.activations},
       attention_scale_(1.0f /
                        std::sqrt(static_cast<float>(parts.config.head_dim))),
-      rope_(MakeRopeTable(parts.config)),
       buffers_(new Buffers) {
   const ExpertShape dense = DenseMlpShape(parts.config);
   if (dense.intermediate > 0) {
@@ -156,6 +148,12 @@ absl::StatusOr<MatrixView<const float>> ForwardPass::Run(
   return Logits();
 }
 
+int64_t RopePositions(const ModelConfig& config, int32_t kv_pages) {
+  return std::min(config.max_position, int64_t{kv_pages} * kPageTokens);
+}
+
+int64_t ForwardPass::rope_bytes() const { return rope_->bytes(); }
+
 int64_t ForwardPass::num_tokens() const { return buffers_->num_tokens; }
 
 absl::Status ForwardPass::Allocate() {
@@ -166,6 +164,12 @@ absl::Status ForwardPass::Allocate() {
   const int64_t q_cols = int64_t{config.num_heads} * config.head_dim;
   const int64_t kv_cols = int64_t{config.num_kv_heads} * config.head_dim;
   const auto chosen = static_cast<size_t>(max_tokens * config.top_k);
+  // No sequence is longer than what the KV cache can hold.
+  PORTOLAN_ASSIGN_OR_RETURN(
+      RopeTable rope,
+      RopeTable::Create(RopeFrequencies(config.rope),
+                        RopePositions(config, parts_.kv.num_pages())));
+  rope_ = std::make_unique<RopeTable>(std::move(rope));
   Buffers& b = *buffers_;
   b.tokens.reserve(static_cast<size_t>(max_tokens));
   b.positions.reserve(static_cast<size_t>(max_tokens));
@@ -220,6 +224,7 @@ void ForwardPass::Place() {
          .first_position = static_cast<int32_t>(sequence.first_position),
          .pages = nullptr});
     int64_t position = sequence.first_position;
+    rope_->Reach(position + static_cast<int64_t>(sequence.tokens.size()));
     for (const int32_t token : sequence.tokens) {
       b.positions.push_back(static_cast<int32_t>(position));
       b.tokens.push_back({sequence.id, position++, token});
@@ -298,9 +303,9 @@ void ForwardPass::RotateAndStore(int32_t layer) {
   const LayerWeights& w = parts_.weights.layers[static_cast<size_t>(layer)];
   Kernels& kernels = parts_.kernels;
   kernels.HeadNormRope(b.q.First(b.num_tokens), config.head_dim, w.q_norm,
-                       config.rms_eps, rope_, b.positions);
+                       config.rms_eps, *rope_, b.positions);
   kernels.HeadNormRope(b.k.First(b.num_tokens), config.head_dim, w.k_norm,
-                       config.rms_eps, rope_, b.positions);
+                       config.rms_eps, *rope_, b.positions);
   PointToPages(layer);
   kernels.AppendKv(kv_layout_, b.attention, b.k.ConstFirst(b.num_tokens),
                    b.v.ConstFirst(b.num_tokens));

@@ -31,6 +31,9 @@ struct ForwardSequence {
   LogitRows logits = LogitRows::kLast;
 };
 
+// Positions that a sequence can have: of the model, and of the KV cache.
+int64_t RopePositions(const ModelConfig& config, int32_t kv_pages);
+
 // The transformer: embedding, then per layer attention (KV cache) and the
 // experts, then the logits. Written once for every backend and world size.
 //
@@ -79,6 +82,9 @@ class ForwardPass {
   // Tokens of the step that Begin() lined up.
   int64_t num_tokens() const;
 
+  // Of the table of rotary positions, full.
+  int64_t rope_bytes() const;
+
  private:
   struct Buffers;
 
@@ -106,7 +112,7 @@ class ForwardPass {
   const Parts parts_;
   const KvLayout kv_layout_;
   const float attention_scale_;
-  const RopeTable rope_;
+  std::unique_ptr<RopeTable> rope_;
   std::unique_ptr<ExpertFfn> dense_ffn_;  // null without dense layers
   std::unique_ptr<Buffers> buffers_;
 };

@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "runtime/base/check.h"
 #include "runtime/kernels/math.h"
+#include "runtime/model/checkpoint/config.h"
 #include "runtime/model/philox.h"
 
 namespace portolan {
@@ -19,7 +20,7 @@ absl::Status OutOfRange(const char* field, const char* wanted, double found) {
 }  // namespace
 
 absl::Status ValidateSampling(const SamplingParams& params) {
-  if (!(params.temperature >= 0 && params.temperature <= 100)) {
+  if (!(params.temperature >= 0 && params.temperature <= kMaxTemperature)) {
     return OutOfRange("temperature", "from 0 to 100", params.temperature);
   }
   if (params.top_k < 0)
@@ -30,15 +31,16 @@ absl::Status ValidateSampling(const SamplingParams& params) {
   if (!(params.min_p >= 0 && params.min_p <= 1)) {
     return OutOfRange("min_p", "from 0 to 1", params.min_p);
   }
-  if (!(params.repetition_penalty > 0 && params.repetition_penalty <= 100)) {
+  if (!(params.repetition_penalty > 0 &&
+        params.repetition_penalty <= kMaxPenalty)) {
     return OutOfRange("repetition_penalty", "above 0 and at most 100",
                       params.repetition_penalty);
   }
-  if (!(std::abs(params.presence_penalty) <= 100)) {
+  if (!(std::abs(params.presence_penalty) <= kMaxPenalty)) {
     return OutOfRange("presence_penalty", "from -100 to 100",
                       params.presence_penalty);
   }
-  if (!(std::abs(params.frequency_penalty) <= 100)) {
+  if (!(std::abs(params.frequency_penalty) <= kMaxPenalty)) {
     return OutOfRange("frequency_penalty", "from -100 to 100",
                       params.frequency_penalty);
   }

@@ -47,7 +47,7 @@ class PlanTest(unittest.TestCase):
                              2 * 2 * 2 * (4096 // 4) * 32)
             parts = ("expert_bytes", "staging_bytes", "host_tier_bytes",
                      "dense_bytes", "kv_bytes", "exchange_bytes", "work_bytes",
-                     "history_bytes", "program_bytes")
+                     "rope_bytes", "history_bytes", "program_bytes")
             self.assertEqual(rank["bytes"], sum(rank[part] for part in parts))
         self.assertEqual(refused.returncode, 1)
         self.assertRegex(refused.stderr, r"error: all experts do not fit: .*"

@@ -1,13 +1,13 @@
 #include "runtime/model/checkpoint/config.h"
 
 #include <algorithm>
-#include <cmath>
 #include <nlohmann/json.hpp>
 #include <numbers>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "runtime/base/status_macros.h"
+#include "runtime/kernels/math.h"
 #include "runtime/model/checkpoint/config_fields.h"
 #include "runtime/model/checkpoint/family.h"
 #include "runtime/model/checkpoint/strict_json.h"
@@ -77,9 +77,10 @@ double Llama3Frequency(const RopeConfig& rope, double frequency) {
 
 std::vector<double> RopeFrequencies(const RopeConfig& rope) {
   std::vector<double> frequencies(static_cast<size_t>(rope.rotary_dim / 2));
+  const double log_theta = LogD(rope.theta);
   for (size_t i = 0; i < frequencies.size(); ++i) {
     const double base =
-        std::pow(rope.theta, -2.0 * static_cast<double>(i) / rope.rotary_dim);
+        ExpD(-2.0 * static_cast<double>(i) / rope.rotary_dim * log_theta);
     frequencies[i] = rope.scaling == RopeScaling::kLlama3
                          ? Llama3Frequency(rope, base)
                          : base / rope.factor;
@@ -123,11 +124,13 @@ absl::Status ApplyGenerationConfig(const std::string& file,
   if (fields.Has("top_k")) {
     defaults.top_k = static_cast<int32_t>(fields.Int("top_k", 0, INT32_MAX));
   }
-  defaults.temperature = OptionalNumber(fields, "temperature", 0, 1e6);
+  defaults.temperature =
+      OptionalNumber(fields, "temperature", 0, kMaxTemperature);
   defaults.top_p = OptionalNumber(fields, "top_p", 0, 1);
+  if (defaults.top_p == 0) fields.Refuse("top_p", "0 keeps no token");
   defaults.min_p = OptionalNumber(fields, "min_p", 0, 1);
   defaults.repetition_penalty =
-      OptionalNumber(fields, "repetition_penalty", 1e-6, 1e6);
+      OptionalNumber(fields, "repetition_penalty", 1e-6, kMaxPenalty);
   return fields.status();
 }
 

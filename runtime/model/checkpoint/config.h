@@ -26,18 +26,23 @@ struct RopeConfig {
   int64_t original_max_position = 0;  // kLlama3
 };
 
-// Radians per position of each pair, [rotary_dim / 2], scaling applied.
+// Radians per position of each pair, [rotary_dim / 2]: theta^(-2i /
+// rotary_dim), scaling applied; the same bits on every processor.
 std::vector<double> RopeFrequencies(const RopeConfig& rope);
+
+// The limits of sampling parameters, wherever they come from.
+inline constexpr double kMaxTemperature = 100;
+inline constexpr double kMaxPenalty = 100;
 
 // What generation_config.json says of sampling. An absent value is left to the
 // caller; do_sample = false means greedy.
 struct GenerationDefaults {
   std::optional<bool> do_sample;
-  std::optional<double> temperature;         // >= 0
-  std::optional<double> top_p;               // 0 .. 1
+  std::optional<double> temperature;         // 0 .. kMaxTemperature
+  std::optional<double> top_p;               // above 0, at most 1
   std::optional<int32_t> top_k;              // 0: off
   std::optional<double> min_p;               // 0 .. 1
-  std::optional<double> repetition_penalty;  // > 0
+  std::optional<double> repetition_penalty;  // above 0, at most kMaxPenalty
 };
 
 // The shape of a decoder-only MoE model and the rules of its forward pass:
