@@ -55,6 +55,10 @@ class ChunkedSource {
   // Bytes of the expert as the source stores it, without alignment.
   virtual int64_t LogicalBytes(ExpertId id) const = 0;
 
+  // Bytes that came from files so far, alignment and bytes between tensors
+  // included. On any thread.
+  virtual int64_t bytes_read() const { return 0; }
+
   // Experts read in the order of this number are read in file order.
   virtual uint64_t FileOrder(ExpertId id) const = 0;
 

@@ -388,6 +388,7 @@ ExpertMetrics ExpertCache::metrics() const {
 ExpertCache::Counters ExpertCache::counters() const {
   MutexLock lock(mu_);
   Counters counters = counters_;
+  counters.bytes_read = source_->bytes_read();
   counters.retries = queue_.num_retries();
   return counters;
 }

@@ -58,6 +58,7 @@ class ExpertCache final : public ExpertProvider {
   // What PolicyDriver's metrics do not tell.
   struct Counters {
     int64_t start_logical_bytes = 0;  // read by LoadAll(), as stored
+    int64_t bytes_read = 0;           // from files, alignment included
     int64_t retries = 0;              // demand loads read again
     int64_t failed_speculative = 0;   // given up without harm
     int64_t occupied_bytes_peak = 0;  // slots not empty; <= budget_bytes()

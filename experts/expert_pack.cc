@@ -122,8 +122,9 @@ std::string FindPack(const std::string& model_dir, const std::string& pack_dir,
     candidates.push_back(
         absl::StrCat(pack_dir, "/", PackFileNameFor(fingerprint, format)));
     candidates.push_back(absl::StrCat(pack_dir, "/", PackFileName(format)));
+  } else {
+    candidates.push_back(absl::StrCat(model_dir, "/", PackFileName(format)));
   }
-  candidates.push_back(absl::StrCat(model_dir, "/", PackFileName(format)));
   for (std::string& path : candidates) {
     if (access(path.c_str(), F_OK) == 0) return std::move(path);
   }

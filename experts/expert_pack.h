@@ -53,9 +53,9 @@ std::string PackFileName(WeightFormat format = WeightFormat::kBf16);
 std::string PackFileNameFor(uint64_t fingerprint,
                             WeightFormat format = WeightFormat::kBf16);
 
-// The path of a pack file to try, in this order: by fingerprint in `pack_dir`,
-// PackFileName() in `pack_dir`, PackFileName() in `model_dir`; empty if none is
-// there. `pack_dir` may be empty.
+// The path of a pack file: by fingerprint in `pack_dir`, else PackFileName() in
+// it; where `pack_dir` is empty, PackFileName() in `model_dir`. Empty if none
+// is there.
 std::string FindPack(const std::string& model_dir, const std::string& pack_dir,
                      uint64_t fingerprint,
                      WeightFormat format = WeightFormat::kBf16);

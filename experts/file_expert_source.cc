@@ -122,6 +122,7 @@ bool FileExpertSource::Advance(size_t index, int64_t result,
     *status = Failed(pending, -result);
     return true;
   }
+  bytes_read_.fetch_add(result, std::memory_order_relaxed);
   const uint64_t got = AlignDown(pending.got) + static_cast<uint64_t>(result);
   if (file.mode() == DirectFile::Mode::kBuffered && result > 0) {
     file.DropPages(pending.begin, got);

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -33,6 +34,7 @@ class FileExpertSource final : public ChunkedSource {
   int64_t LogicalBytes(ExpertId id) const override {
     return format_->LogicalBytes(id);
   }
+  int64_t bytes_read() const override { return bytes_read_; }
   uint64_t FileOrder(ExpertId id) const override;
   int queue_depth() const override { return reader_->depth(); }
   int speculative_depth() const override {
@@ -74,6 +76,7 @@ class FileExpertSource final : public ChunkedSource {
   const uint64_t chunk_bytes_;
   std::vector<Pending> pending_;  // [queue_depth]
   std::vector<FileReadDone> reads_done_;
+  std::atomic<int64_t> bytes_read_{0};
 };
 
 }  // namespace portolan

@@ -35,6 +35,7 @@ absl::StatusOr<std::unique_ptr<HostSource>> HostSource::Load(
     source->record_of_.emplace(order[i], i);
     progress(static_cast<int64_t>(i) + 1, static_cast<int64_t>(order.size()));
   }
+  source->bytes_read_ = origin.bytes_read();
   return source;
 }
 

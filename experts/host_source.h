@@ -39,6 +39,7 @@ class HostSource final : public ChunkedSource {
   int64_t LogicalBytes(ExpertId /*id*/) const override {
     return static_cast<int64_t>(slot_bytes_);
   }
+  int64_t bytes_read() const override { return bytes_read_; }
   uint64_t FileOrder(ExpertId id) const override { return Record(id); }
   int queue_depth() const override { return 2; }
   void Submit(const ChunkRead& read) override;
@@ -59,6 +60,7 @@ class HostSource final : public ChunkedSource {
   const AlignedBuffer records_;
   const size_t slot_bytes_;
   const size_t chunk_bytes_;
+  int64_t bytes_read_ = 0;                           // by Load()
   absl::flat_hash_map<ExpertId, size_t> record_of_;  // index
   std::vector<ChunkDone> done_;  // copied, not yet handed out
 

@@ -13,48 +13,55 @@
 namespace portolan {
 namespace {
 
-// The format of a usable pack, else null, with a notice if one is there.
-std::unique_ptr<RecordFormat> UsablePack(const ExpertSourceOptions& options,
-                                         const PackIdentity& identity,
-                                         std::vector<std::string>& notices) {
-  const std::string path =
-      FindPack(options.model_dir, options.pack_dir, identity.fingerprint);
+// There is none of the pack that must be there.
+absl::Status NoPack(const ExpertSourceOptions& options,
+                    const PackIdentity& identity) {
+  const bool quantised = identity.format != WeightFormat::kBf16;
+  const std::string command = absl::StrCat(
+      "`portolan pack",
+      quantised ? absl::StrCat(" --quantize ",
+                               std::string(WeightFormatName(identity.format)))
+                : "",
+      options.pack_dir.empty() ? "" : " --pack-dir " + options.pack_dir, "`");
+  if (options.pack_dir.empty()) {
+    return absl::NotFoundError(absl::StrCat(
+        "there is no pack of ", std::string(WeightFormatName(identity.format)),
+        " experts (", PackFileName(identity.format), ") in ", options.model_dir,
+        "; write it with ", command));
+  }
+  return absl::NotFoundError(absl::StrCat(
+      "--pack-dir ", options.pack_dir, " holds no pack of this model: neither ",
+      PackFileNameFor(identity.fingerprint, identity.format), " nor ",
+      PackFileName(identity.format), "; write it with ", command,
+      ", or drop --pack-dir"));
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<PackFormat>> OpenPack(
+    const ExpertSourceOptions& options, const PackIdentity& identity,
+    std::vector<std::string>& notices) {
+  const bool must_be =
+      !options.pack_dir.empty() || identity.format != WeightFormat::kBf16;
+  const std::string path = FindPack(options.model_dir, options.pack_dir,
+                                    identity.fingerprint, identity.format);
+  if (path.empty() && must_be) return NoPack(options, identity);
   if (path.empty()) return nullptr;
   absl::StatusOr<std::unique_ptr<PackFormat>> pack =
       PackFormat::Open(path, identity);
-  if (pack.ok()) return *std::move(pack);
+  if (pack.ok() || must_be) return pack;
   notices.push_back(absl::StrCat(pack.status().message(),
                                  "; using the checkpoint meanwhile"));
   return nullptr;
 }
-
-// The pack without which experts of a quantised format do not exist.
-absl::StatusOr<std::unique_ptr<RecordFormat>> QuantisedPack(
-    const ExpertSourceOptions& options, const PackIdentity& identity) {
-  const std::string path = FindPack(options.model_dir, options.pack_dir,
-                                    identity.fingerprint, identity.format);
-  if (!path.empty()) return PackFormat::Open(path, identity);
-  const std::string format(WeightFormatName(identity.format));
-  return absl::NotFoundError(absl::StrCat(
-      "there is no pack of ", format, " experts (",
-      PackFileName(identity.format), ") in ", options.model_dir,
-      options.pack_dir.empty() ? "" : absl::StrCat(" or ", options.pack_dir),
-      "; write it with portolan pack --quantize ", format));
-}
-
-}  // namespace
 
 absl::StatusOr<ChosenSource> MakeExpertSource(
     const ExpertSourceOptions& options, const PackIdentity& identity,
     std::span<const ExpertId> owned,
     absl::FunctionRef<ExpertExtents(ExpertId)> extents_of) {
   ChosenSource chosen;
-  std::unique_ptr<RecordFormat> format;
-  if (identity.format != WeightFormat::kBf16) {
-    PORTOLAN_ASSIGN_OR_RETURN(format, QuantisedPack(options, identity));
-  } else {
-    format = UsablePack(options, identity, chosen.notices);
-  }
+  PORTOLAN_ASSIGN_OR_RETURN(std::unique_ptr<RecordFormat> format,
+                            OpenPack(options, identity, chosen.notices));
   if (format == nullptr) {
     PORTOLAN_ASSIGN_OR_RETURN(
         format, CheckpointFormat::Open(identity.shape, owned, extents_of));

@@ -33,15 +33,20 @@ struct ChosenSource {
   std::vector<std::string> notices;
 };
 
-// The source that a rank's experts come from: a fresh expert pack if there is
-// The source that a rank's experts come from: a fresh expert pack if there is
-// one (FindPack), else the checkpoint, or a copy of either in host memory;
-// throttled if a link is given. `extents_of` says where an expert lies in the
-// checkpoint.
-// Errors: those of CheckpointFormat::Open(), MakeFileReader() and
-// HostSource::Load(). A stale or damaged pack is a notice. Experts of a
-// quantised format come from a pack only: without one kNotFound, naming the
-// file and the remedy; otherwise those of PackFormat::Open().
+// The pack that FindPack() finds; null if there is none and the checkpoint
+// serves as well. Where --pack-dir or a quantised format ask for a pack, one
+// that is missing, stale or damaged is an error, elsewhere a notice.
+// Errors: kNotFound naming directory, files and remedy; those of
+// PackFormat::Open().
+absl::StatusOr<std::unique_ptr<PackFormat>> OpenPack(
+    const ExpertSourceOptions& options, const PackIdentity& identity,
+    std::vector<std::string>& notices);
+
+// The source that a rank's experts come from: an expert pack (OpenPack), else
+// the checkpoint, or a copy of either in host memory; throttled if a link is
+// given. `extents_of` says where an expert lies in the checkpoint.
+// Errors: those of OpenPack(), CheckpointFormat::Open(), MakeFileReader() and
+// HostSource::Load().
 absl::StatusOr<ChosenSource> MakeExpertSource(
     const ExpertSourceOptions& options, const PackIdentity& identity,
     std::span<const ExpertId> owned,

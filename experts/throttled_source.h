@@ -39,6 +39,7 @@ class ThrottledSource final : public ChunkedSource {
   int64_t LogicalBytes(ExpertId id) const override {
     return source_->LogicalBytes(id);
   }
+  int64_t bytes_read() const override { return source_->bytes_read(); }
   uint64_t FileOrder(ExpertId id) const override {
     return source_->FileOrder(id);
   }

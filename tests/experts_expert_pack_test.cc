@@ -200,7 +200,10 @@ TEST_F(ExpertPackTest, IsFoundBesideTheModelOrInThePackDir) {
   std::ofstream(packs + "/experts-00000000000000ab.portolan-pack") << "x";
   EXPECT_EQ(FindPack(model, packs, 0xab),
             packs + "/experts-00000000000000ab.portolan-pack");
-  EXPECT_EQ(FindPack(model, packs, 0xac), model + "/experts.portolan-pack");
+  // A directory that was named is not passed over.
+  EXPECT_EQ(FindPack(model, packs, 0xac), "");
+  std::ofstream(packs + "/experts.portolan-pack") << "x";
+  EXPECT_EQ(FindPack(model, packs, 0xac), packs + "/experts.portolan-pack");
 }
 
 }  // namespace

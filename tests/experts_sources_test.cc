@@ -205,6 +205,29 @@ TEST_F(SourcesTest, TheFactoryPrefersAFreshPackAndSaysWhyItTakesNone) {
   EXPECT_THAT(name(newer, 1), HasSubstr("checkpoint"));
 }
 
+TEST_F(SourcesTest, APackDirThatWasNamedIsNotPassedOver) {
+  Pack();
+  const std::string empty = dir_ + "/packs";
+  std::filesystem::create_directory(empty);
+  std::vector<std::string> notices;
+
+  const auto missing =
+      OpenPack({.model_dir = dir_, .pack_dir = empty}, Identity(), notices);
+  PackIdentity newer = Identity();
+  newer.fingerprint = 43;
+  const auto stale =
+      OpenPack({.model_dir = "nowhere", .pack_dir = dir_}, newer, notices);
+
+  EXPECT_TRUE(absl::IsNotFound(missing.status()));
+  const std::string message(missing.status().message());
+  EXPECT_THAT(message, HasSubstr("--pack-dir " + empty));
+  EXPECT_THAT(message, HasSubstr("experts-000000000000002a.portolan-pack"));
+  EXPECT_THAT(message, HasSubstr("drop --pack-dir"));
+  EXPECT_FALSE(stale.ok());
+  EXPECT_THAT(std::string(stale.status().message()), HasSubstr(dir_));
+  EXPECT_TRUE(notices.empty());
+}
+
 TEST_F(SourcesTest, TheHostTierIsACopyThatOutlivesTheFiles) {
   const auto extents = [this](ExpertId id) { return ExtentsOf(id); };
   auto chosen = MakeExpertSource({.model_dir = dir_, .host_memory = true},
@@ -331,6 +354,12 @@ TEST_F(SourcesTest, AResidentCacheReadsEachExpertOnceAndNoMore) {
   EXPECT_EQ(
       cache->counters().start_logical_bytes,
       static_cast<int64_t>(3 * kElements * sizeof(Bf16)) * kLayers * kExperts);
+  // The files gave those bytes, and what shares a block of 4 KiB with them.
+  EXPECT_GE(cache->counters().bytes_read,
+            cache->counters().start_logical_bytes);
+  EXPECT_LE(cache->counters().bytes_read,
+            cache->counters().start_logical_bytes +
+                kLayers * kExperts * 2 * int64_t{kDirectAlignment});
   EXPECT_EQ(cache->metrics().misses, 0);
 }
 

@@ -1,13 +1,18 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <filesystem>
 #include <map>
 #include <memory>
 #include <string>
 #include <thread>
 #include <vector>
 
+#include "experts/checkpoint_format.h"
 #include "experts/expert_slot.h"
+#include "experts/file_expert_source.h"
+#include "experts/file_reader.h"
 #include "runtime/model/checkpoint/expert_reader.h"
 #include "tests/tiny_checkpoint.h"
 
@@ -131,6 +136,108 @@ TEST(CheckpointExpertSourceTest, SoDoTheyWithFusedExperts) {
   WriteTinyModel(dir, {.fused = true, .dtype = "F32", .num_experts = 5}, 2);
 
   for (int num_ranks : {1, 2, 7}) ExpectEachByteOnce(dir.path(), num_ranks);
+}
+
+// Notes which bytes of which file are read.
+class RecordingReader final : public FileReader {
+ public:
+  struct Range {
+    std::string file;
+    uint64_t begin = 0;
+    uint64_t end = 0;
+  };
+
+  explicit RecordingReader(std::vector<Range>& ranges)
+      : reader_(*MakeFileReader(FileReaderKind::kAuto, 4)), ranges_(ranges) {}
+
+  std::string_view name() const override { return reader_->name(); }
+  int depth() const override { return reader_->depth(); }
+  void Submit(const FileRead& read) override {
+    ranges_.push_back(
+        {std::filesystem::read_symlink(absl::StrCat("/proc/self/fd/", read.fd)),
+         read.offset, read.offset + read.to.size()});
+    reader_->Submit(read);
+  }
+  void Wait(absl::Duration timeout, std::vector<FileReadDone>& done) override {
+    reader_->Wait(timeout, done);
+  }
+  void Wake() override { reader_->Wake(); }
+
+ private:
+  const std::unique_ptr<FileReader> reader_;
+  std::vector<Range>& ranges_;
+};
+
+// What a rank of `generate` reads: every byte of its own experts, and beside
+// them only what lies in the same 4 KiB blocks or in a gap that one read
+// bridges. Returns the bytes of its experts.
+uint64_t ExpectOwnBytesOnly(const std::string& dir, int rank, int num_ranks) {
+  constexpr uint64_t kMostGap = 32 << 10;
+  const Reader model(dir);
+  std::vector<ExpertId> owned;
+  for (int layer = 0; layer < model.config.num_layers; ++layer) {
+    for (int e = rank; e < model.config.num_experts; e += num_ranks) {
+      owned.push_back({layer, e});
+    }
+  }
+  std::vector<RecordingReader::Range> ranges;
+  FileExpertSource source(
+      *CheckpointFormat::Open(
+          model.tensors.shape(), owned,
+          [&](ExpertId id) { return model.tensors.ExpertExtentsOf(id); }),
+      std::make_unique<RecordingReader>(ranges));
+  const AlignedBuffer staging =
+      *AlignedBuffer::Allocate(source.staging_bytes());
+  const AlignedBuffer slot = *AlignedBuffer::Allocate(
+      static_cast<size_t>(ExpertSlotBytes(model.tensors.shape())));
+
+  uint64_t bytes = 0;
+  uint64_t read = 0;
+  for (const ExpertId id : owned) {
+    ranges.clear();
+    EXPECT_TRUE(LoadExpert(source, id, staging.bytes(), slot.bytes()).ok());
+
+    const ExpertExtents extents = model.tensors.ExpertExtentsOf(id);
+    bytes += extents.bytes();
+    uint64_t useful = 0;
+    for (const RecordingReader::Range& range : ranges) {
+      read += range.end - range.begin;
+      uint64_t own = 0;
+      for (const TensorExtent* extent :
+           {&extents.gate, &extents.up, &extents.down}) {
+        if (std::filesystem::canonical(extent->file) != range.file) continue;
+        const uint64_t begin = std::max(range.begin, extent->offset);
+        const uint64_t end =
+            std::min(range.end, extent->offset + extent->bytes);
+        if (begin < end) own += end - begin;
+      }
+      EXPECT_LE(range.end - range.begin - own, 2 * kDirectAlignment + kMostGap)
+          << ToString(id) << ": " << range.file << " from " << range.begin;
+      useful += own;
+    }
+    EXPECT_EQ(useful, extents.bytes()) << ToString(id);
+  }
+  // A block that the file's end cuts comes back short.
+  EXPECT_LE(static_cast<uint64_t>(source.bytes_read()), read);
+  EXPECT_GT(static_cast<uint64_t>(source.bytes_read()) + kDirectAlignment,
+            read);
+  return bytes;
+}
+
+TEST(RanksReadTest, TheBytesOfTheirOwnExpertsAndNoOther) {
+  const TempDir dir;
+  WriteTinyModel(dir, {.fused = true, .dtype = "F32", .num_experts = 5}, 2);
+  for (const std::string& model :
+       {std::string(PORTOLAN_SOURCE_DIR "/models/tiny-moe"),
+        std::string(dir.path())}) {
+    for (const int num_ranks : {1, 2, 3, 5}) {
+      uint64_t sum = 0;
+      for (int rank = 0; rank < num_ranks; ++rank) {
+        sum += ExpectOwnBytesOnly(model, rank, num_ranks);
+      }
+      EXPECT_EQ(sum, Reader(model).tensors.total_bytes());
+    }
+  }
 }
 
 TEST(CheckpointExpertSourceTest, AnExpertThatIsNotThereIsNotFound) {
