@@ -103,6 +103,17 @@ INSTANTIATE_TEST_SUITE_P(Files, TokenizerParityTest,
                          ::testing::Values("byte_level.json", "metaspace.json",
                                            "components.json"));
 
+TEST(BundledTokenizerParityTest, TheBundledModelAgrees) {
+  const json golden = ReadGolden("bundled.json");
+  ASSERT_GT(golden["encode"].size(), 150u);
+
+  const auto tokenizer =
+      Tokenizer::Load(PORTOLAN_SOURCE_DIR "/models/tiny-moe");
+
+  ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
+  ExpectAgrees(**tokenizer, golden);
+}
+
 class SentencePieceParityTest : public ::testing::TestWithParam<std::string> {};
 
 TEST_P(SentencePieceParityTest, TheModelFileAgrees) {

@@ -378,6 +378,10 @@ def expectations(config, texts, rng):
         {"version": "1.0", "truncation": None, "padding": None,
          "normalizer": None, "pre_tokenizer": None, "post_processor": None,
          "decoder": None, "added_tokens": [], **config}))
+    return cases_of(tokenizer, config, texts, rng)
+
+
+def cases_of(tokenizer, config, texts, rng):
     plain = lambda text: tokenizer.encode(text, add_special_tokens=False).ids
     encode = []
     for text in texts:
@@ -410,6 +414,18 @@ def expectations(config, texts, rng):
             case["without_special"] = skipped
         decode.append(case)
     return {"encode": encode, "decode": decode}
+
+
+def write_bundled(out, texts, rng):
+    """Of the bundled model's own tokenizer, with some longer texts."""
+    path = (pathlib.Path(__file__).resolve().parents[2] / "models" /
+            "tiny-moe" / "tokenizer.json")
+    config = json.loads(path.read_text(encoding="utf-8"))
+    longer = ["".join(rng.choices(PIECES, k=rng.randint(1, 30)))
+              for _ in range(150)]
+    write(out / "bundled.json",
+          cases_of(tokenizers.Tokenizer.from_file(str(path)), config,
+                   texts + longer, rng))
 
 
 def write_sentencepiece(out, texts, rng):
@@ -483,6 +499,7 @@ def main():
             for name, config in content["tokenizers"].items()}
         write(options.out / f"{make.__name__}.json", content)
     write_sentencepiece(options.out, texts, rng)
+    write_bundled(options.out, texts, rng)
 
 
 if __name__ == "__main__":

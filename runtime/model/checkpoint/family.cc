@@ -9,13 +9,11 @@
 namespace portolan {
 namespace {
 
-// No public model comes near; products of two stay inside int64_t, and a
-// matrix of two times four bytes inside a file offset.
+// As kMaxWidth.
 constexpr int64_t kMaxLayers = 4096;
 constexpr int64_t kMaxExperts = 65536;
 constexpr int64_t kMaxHeads = 65536;
 constexpr int64_t kMaxHeadDim = 65536;
-constexpr int64_t kMaxWidth = int64_t{1} << 24;
 constexpr int64_t kMaxPosition = int64_t{1} << 30;
 
 // Which tensors are fp8 their dtypes tell; modules_to_not_convert adds nothing.

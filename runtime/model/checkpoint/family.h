@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstdint>
 #include <span>
 #include <string>
 #include <vector>
@@ -8,6 +9,11 @@
 #include "runtime/model/checkpoint/config_fields.h"
 
 namespace portolan {
+
+// The widest matrix that a config may ask for. No public model comes near;
+// products of two stay inside int64_t, and a matrix of two times four bytes
+// inside a file offset.
+inline constexpr int64_t kMaxWidth = int64_t{1} << 24;
 
 // What sets one model family apart: its reading of config.json and its names
 // of tensors. A new family is a file in families/ and a line in family.cc.

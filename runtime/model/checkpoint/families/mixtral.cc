@@ -5,8 +5,6 @@
 namespace portolan {
 namespace {
 
-constexpr int64_t kMaxWidth = int64_t{1} << 24;
-
 void ReadConfig(ConfigFields& fields, ModelConfig& config) {
   ReadCommonFields(fields, /*default_theta=*/1e6, config);
   ReadNumExperts(fields, config);

@@ -7,8 +7,6 @@
 namespace portolan {
 namespace {
 
-constexpr int64_t kMaxWidth = int64_t{1} << 24;
-
 // A layer is dense if it is listed or off the sparse step.
 void ReadLayers(ConfigFields& fields, ModelConfig& config) {
   const int64_t last = config.num_layers - 1;
