@@ -122,6 +122,81 @@ TEST_F(ExactnessTest, AnyNumberOfThreadsGivesTheSameBits) {
   }
 }
 
+// Sequences of other lengths and at other positions in the same steps, one of
+// them prefilled while the others decode.
+TEST_F(ExactnessTest, OtherSequencesOfTheSameRankChangeNoLogit) {
+  for (const int ranks : {1, 2}) {
+    SCOPED_TRACE(ranks);
+    JobOptions options = BundledModel(ranks);
+    options.tokens_per_step = 128;
+    options.logit_rows = 128;
+    options.batch = 3;
+    const std::vector<int32_t> text = Text();
+    const std::vector<int32_t> other(text.rbegin(), text.rend());
+    std::vector<std::vector<float>> logits;
+    std::vector<std::vector<float>> of_other;
+    const absl::Status status = RunJob(options, [&](const Model& model,
+                                                    RunWorld run_world) {
+      return run_world([&](Transport& transport) -> absl::Status {
+        NoSink sink;
+        auto rank = RankRuntime::Create(options, model, transport, sink);
+        if (!rank.ok()) return rank.status();
+        std::vector<std::vector<float>> here;
+        std::vector<std::vector<float>> beside;
+        std::vector<int32_t> pages[3];
+        // Tokens of the three sequences in each of ten steps.
+        int64_t done[3] = {};
+        for (int step = 0; step < 10; ++step) {
+          const int64_t counts[3] = {8, step == 4 ? 30 : 1, step < 2 ? 0 : 7};
+          std::vector<ForwardSequence> sequences;
+          for (int i = 0; i < 3; ++i) {
+            if (counts[i] == 0) continue;
+            PORTOLAN_CHECK((*rank)->kv().Grow(pages[i], done[i] + counts[i]));
+            sequences.push_back(
+                {.id = i,
+                 .tokens = std::span(i == 0 ? text : other)
+                               .subspan(static_cast<size_t>(done[i]),
+                                        static_cast<size_t>(counts[i])),
+                 .first_position = done[i],
+                 .pages = pages[i],
+                 .logits = LogitRows::kAll});
+          }
+          (*rank)->forward().Begin(sequences);
+          StepRecord record;
+          record.has_work = true;
+          record.rows_planned = (*rank)->forward().num_tokens();
+          const auto begun = (*rank)->exchange().BeginStep(record);
+          if (!begun.ok()) return begun.status();
+          int64_t all = 0;
+          for (const StepRecord& r : *begun) all += r.rows_planned;
+          const auto rows = (*rank)->forward().Run(all);
+          if (!rows.ok()) return rows.status();
+          int64_t row = 0;
+          for (int i = 0; i < 3; ++i) {
+            for (int64_t n = 0; n < counts[i]; ++n, ++row) {
+              const auto values = rows->Row(row);
+              if (i == 0) here.emplace_back(values.begin(), values.end());
+              if (i == 2) beside.emplace_back(values.begin(), values.end());
+            }
+            done[i] += counts[i];
+          }
+        }
+        if (transport.rank() == Rank{0}) {
+          logits = std::move(here);
+          of_other = std::move(beside);
+        }
+        return absl::OkStatus();
+      });
+    });
+    ASSERT_TRUE(status.ok()) << status;
+
+    EXPECT_TRUE(SameLogits({.logits = logits, .kv = {}},
+                           {.logits = Reference().logits, .kv = {}}));
+    EXPECT_EQ(of_other.size(), 56u);
+    EXPECT_NE(of_other[0], logits[0]);
+  }
+}
+
 class CpuPathTest : public ExactnessTest,
                     public ::testing::WithParamInterface<CpuPath> {};
 
