@@ -8,6 +8,7 @@
 #include "comm/exchange_bench.h"
 #include "launcher/bench.h"
 #include "launcher/console.h"
+#include "launcher/flags.h"
 #include "launcher/job.h"
 #include "runtime/base/status_macros.h"
 #include "runtime/base/units.h"
@@ -108,38 +109,30 @@ void AddBenchExchangeCommand(CLI::App& bench, int& exit_code) {
   CLI::App* command = bench.add_subcommand(
       "exchange", "Time of the token exchange for made-up routing");
   AddWorldOptions(*command, options->world);
-  command->add_option("--routing", options->patterns, "Routing patterns")
-      ->capture_default_str()
+  AddFlag(*command, "--routing", options->patterns, "Routing patterns")
       ->check(
           CLI::IsMember({"uniform", "zipf", "all-to-one", "one-empty-rank"}));
-  command->add_option("--tokens", options->tokens, "Tokens of each rank")
-      ->capture_default_str()
+  AddFlag(*command, "--tokens", options->tokens, "Tokens of each rank")
       ->check(CLI::Range(0, 1 << 20));
-  command->add_option("--hidden", options->config.hidden, "Values of a row")
-      ->capture_default_str()
+  AddFlag(*command, "--hidden", options->config.hidden, "Values of a row")
       ->check(CLI::Range(32, 1 << 16));
-  command->add_option("--experts", options->config.num_experts, "Experts")
-      ->capture_default_str()
+  AddFlag(*command, "--experts", options->config.num_experts, "Experts")
       ->check(CLI::Range(1, 1 << 14));
-  command->add_option("--top-k", options->config.top_k, "Experts of a token")
-      ->capture_default_str()
+  AddFlag(*command, "--top-k", options->config.top_k, "Experts of a token")
       ->check(CLI::Range(1, 256));
-  command
-      ->add_option("--iterations", options->config.iterations,
-                   "Timed iterations")
-      ->capture_default_str()
+  AddFlag(*command, "--iterations", options->config.iterations,
+          "Timed iterations")
       ->check(CLI::Range(1, 1000000));
-  command
-      ->add_option_function<std::string>(
-          "--combine",
-          [options](const std::string& mode) {
-            options->config.combine =
-                mode == "reduced" ? CombineMode::kReduced : CombineMode::kExact;
-          },
-          "exact (default) or reduced")
+  AddSetter<std::string>(
+      *command, "--combine",
+      [options](const std::string& mode) {
+        options->config.combine =
+            mode == "reduced" ? CombineMode::kReduced : CombineMode::kExact;
+      },
+      "exact (default) or reduced")
       ->check(CLI::IsMember({"exact", "reduced"}));
-  command->add_option_function<std::string>(
-      "--exchange-memory",
+  AddSetter<std::string>(
+      *command, "--exchange-memory",
       [options](const std::string& text) {
         const auto bytes = ParseBytes(text);
         if (!bytes.ok()) {
@@ -150,7 +143,7 @@ void AddBenchExchangeCommand(CLI::App& bench, int& exit_code) {
       },
       "Memory for buffers of one rank; more tokens travel in rounds "
       "(default: 256MiB)");
-  command->add_flag("--json", options->json, "Print JSON");
+  AddSwitch(*command, "--json", options->json, "Print JSON");
   command->callback([options, &exit_code] {
     exit_code = Report(RunWorldOnly(options->world, [&](Transport& transport) {
       return RunRank(*options, transport);

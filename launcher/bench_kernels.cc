@@ -10,7 +10,9 @@
 #include "CLI/CLI.hpp"
 #include "launcher/bench.h"
 #include "launcher/console.h"
+#include "launcher/flags.h"
 #include "runtime/base/cpu_topology.h"
+#include "runtime/base/status_macros.h"
 
 namespace portolan {
 namespace {
@@ -50,7 +52,7 @@ absl::Status RunBenchKernels(BenchKernelsOptions options) {
   if (options.json) {
     nlohmann::ordered_json json = {{"cpu", CpuModelName()}};
     for (const KernelBenchRow& row : rows) json["rows"].push_back(ToJson(row));
-    std::printf("%s\n", json.dump(2).c_str());
+    PORTOLAN_RETURN_IF_ERROR(Print(json.dump(2) + "\n"));
   } else {
     std::printf("# %s\n%s", CpuModelName().c_str(),
                 FormatKernelBench(rows).c_str());
@@ -68,22 +70,18 @@ void AddBenchKernelsCommand(CLI::App& bench, int& exit_code) {
   CLI::App* command = bench.add_subcommand(
       "kernels",
       "GB/s and GFLOP/s of each kernel beside the machine's own limits");
-  command->add_option("--cpu", options->path,
-                      "Only these kernels: scalar, avx2, avx512 or amx");
-  command->add_option("--threads", options->threads, "Default: all CPUs")
+  AddFlag(*command, "--cpu", options->path,
+          "Only these kernels: scalar, avx2, avx512 or amx");
+  AddFlag(*command, "--threads", options->threads, "Default: all CPUs")
       ->check(CLI::Range(1, 1024));
-  command->add_option("--outputs", options->bench.n, "Outputs of the matrix")
-      ->capture_default_str()
+  AddFlag(*command, "--outputs", options->bench.n, "Outputs of the matrix")
       ->check(CLI::Range(16, 1 << 16));
-  command->add_option("--inputs", options->bench.k, "Inputs of the matrix")
-      ->capture_default_str()
+  AddFlag(*command, "--inputs", options->bench.k, "Inputs of the matrix")
       ->check(CLI::Range(32, 1 << 16));
-  command
-      ->add_option("--seconds", options->bench.seconds_per_row,
-                   "Time for each line")
-      ->capture_default_str()
+  AddFlag(*command, "--seconds", options->bench.seconds_per_row,
+          "Time for each line")
       ->check(CLI::Range(0.001, 60.0));
-  command->add_flag("--json", options->json, "Print JSON");
+  AddSwitch(*command, "--json", options->json, "Print JSON");
   command->callback(
       [options, &exit_code] { exit_code = Report(RunBenchKernels(*options)); });
 }

@@ -16,6 +16,7 @@
 #include "absl/time/clock.h"
 #include "launcher/bench.h"
 #include "launcher/console.h"
+#include "launcher/flags.h"
 #include "launcher/options.h"
 #include "launcher/wiring.h"
 #include "launcher/zone_report.h"
@@ -493,22 +494,16 @@ void AddBenchModelCommand(CLI::App& bench, int& exit_code) {
   CLI::App* command = bench.add_subcommand(
       "model", "Prefill and decode tokens/s on random token ids");
   AddJobOptions(*command, options->job);
-  command
-      ->add_option("--prompt-tokens", options->prompt_tokens,
-                   "Tokens of each prompt")
-      ->capture_default_str()
+  AddFlag(*command, "--prompt-tokens", options->prompt_tokens,
+          "Tokens of each prompt")
       ->check(CLI::Range(int64_t{0}, int64_t{1} << 30));
-  command
-      ->add_option("--gen", options->generate,
-                   "Tokens to decode after each prompt")
-      ->capture_default_str()
+  AddFlag(*command, "--gen", options->generate,
+          "Tokens to decode after each prompt")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 30));
-  command
-      ->add_option("--rounds", options->rounds,
-                   "Rounds to measure, after one that warms up")
-      ->capture_default_str()
+  AddFlag(*command, "--rounds", options->rounds,
+          "Rounds to measure, after one that warms up")
       ->check(CLI::Range(1, 1000));
-  command->add_flag("--json", options->json, "Print JSON");
+  AddSwitch(*command, "--json", options->json, "Print JSON");
   command->callback(
       [options, &exit_code] { exit_code = Report(RunBenchModel(*options)); });
 }

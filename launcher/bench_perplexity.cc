@@ -12,6 +12,7 @@
 #include "absl/strings/str_cat.h"
 #include "launcher/bench.h"
 #include "launcher/console.h"
+#include "launcher/flags.h"
 #include "launcher/options.h"
 #include "launcher/wiring.h"
 #include "runtime/base/status_macros.h"
@@ -208,13 +209,12 @@ void AddBenchPerplexityCommand(CLI::App& bench, int& exit_code) {
       "perplexity",
       "How well the model foretells a text, in windows that begin anew");
   AddJobOptions(*command, options->job);
-  command->add_option("--text", options->text_file, "UTF-8 text to read")
+  AddFlag(*command, "--text", options->text_file, "UTF-8 text to read")
       ->required()
       ->check(CLI::ExistingFile);
-  command->add_option("--context", options->context, "Tokens of a window")
-      ->capture_default_str()
+  AddFlag(*command, "--context", options->context, "Tokens of a window")
       ->check(CLI::Range(int64_t{2}, int64_t{1} << 30));
-  command->add_flag("--json", options->json, "Print JSON");
+  AddSwitch(*command, "--json", options->json, "Print JSON");
   command->callback(
       [options, &exit_code] { exit_code = Report(RunPerplexity(*options)); });
 }

@@ -13,6 +13,7 @@
 #include "clients/cc/load_run.h"
 #include "launcher/client_flags.h"
 #include "launcher/console.h"
+#include "launcher/flags.h"
 #include "runtime/base/status_macros.h"
 
 namespace portolan {
@@ -157,36 +158,28 @@ absl::Status BenchServe(const BenchServeOptions& options) {
 }
 
 void AddLoadFlags(CLI::App& command, BenchServeOptions& options) {
-  command
-      .add_option("--rate", options.rate,
-                  "Open loop: so many requests a second, at random (Poisson)")
+  AddFlag(command, "--rate", options.rate,
+          "Open loop: so many requests a second, at random (Poisson)")
       ->check(CLI::Range(1e-3, 1e6));
-  command.add_flag("--recorded", options.recorded,
-                   "Open loop: each line of --prompts at its \"arrival_s\"");
-  command
-      .add_option("--closed", options.closed,
-                  "Closed loop: so many requests in work all the time; the "
-                  "rate that comes out is the service's capacity")
+  AddSwitch(command, "--recorded", options.recorded,
+            "Open loop: each line of --prompts at its \"arrival_s\"");
+  AddFlag(command, "--closed", options.closed,
+          "Closed loop: so many requests in work all the time; the "
+          "rate that comes out is the service's capacity")
       ->check(CLI::Range(1, 100'000));
-  command
-      .add_option("--requests", options.requests,
-                  "How many, going round the file (default: each once)")
+  AddFlag(command, "--requests", options.requests,
+          "How many, going round the file (default: each once)")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 30));
-  command
-      .add_option("--duration", options.duration_s,
-                  "Seconds after which no more are sent")
+  AddFlag(command, "--duration", options.duration_s,
+          "Seconds after which no more are sent")
       ->check(CLI::Range(0.0, 1e6));
-  command.add_flag(
-      "--submit", options.submit,
-      "Hand requests over instead of streaming their tokens: times "
-      "are those of their acceptance");
-  command.add_option("--seed", options.seed, "Seed of the arrivals")
-      ->capture_default_str();
-  command
-      .add_option("--patience", options.patience_s,
-                  "Seconds that the last ones may take before they are "
-                  "cancelled")
-      ->capture_default_str()
+  AddSwitch(command, "--submit", options.submit,
+            "Hand requests over instead of streaming their tokens: times "
+            "are those of their acceptance");
+  AddFlag(command, "--seed", options.seed, "Seed of the arrivals");
+  AddFlag(command, "--patience", options.patience_s,
+          "Seconds that the last ones may take before they are "
+          "cancelled")
       ->check(CLI::Range(0.0, 1e6));
 }
 
@@ -197,26 +190,25 @@ void AddBenchServeCommand(CLI::App& bench, int& exit_code) {
   CLI::App* command = bench.add_subcommand(
       "serve", "Load a live service and time its answers; nothing is retried");
   AddConnectionFlags(*command, options->connection);
-  command
-      ->add_option("--prompts", options->prompts_file,
-                   "JSONL file of prompts, each with sampling fields if wanted")
+  AddFlag(*command, "--prompts", options->prompts_file,
+          "JSONL file of prompts, each with sampling fields if wanted")
       ->required();
   AddLoadFlags(*command, *options);
-  command->add_option_function<uint32_t>(
-      "--max-tokens",
+  AddSetter<uint32_t>(
+      *command, "--max-tokens",
       [options](uint32_t v) { options->params.set_max_tokens(v); },
       "Tokens of requests that do not say it themselves");
-  command->add_option_function<double>(
-      "--temperature",
+  AddSetter<double>(
+      *command, "--temperature",
       [options](double v) { options->params.set_temperature(v); },
       "Temperature of requests that do not say it themselves");
-  command->add_flag_function(
-      "--ignore-eos",
+  AddSwitchFunction(
+      *command, "--ignore-eos",
       [options](int64_t) { options->params.set_ignore_eos(true); },
       "Go on past the end-of-sequence token");
-  command->add_option("--records", options->records_file,
-                      "Write one JSON object per request to this file");
-  command->add_flag("--json", options->json, "Print JSON");
+  AddFlag(*command, "--records", options->records_file,
+          "Write one JSON object per request to this file");
+  AddSwitch(*command, "--json", options->json, "Print JSON");
   command->callback([options, &exit_code] {
     const absl::Status usage = options->Validate();
     if (!usage.ok()) {

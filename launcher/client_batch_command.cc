@@ -11,6 +11,7 @@
 #include "launcher/client_flags.h"
 #include "launcher/client_json.h"
 #include "launcher/console.h"
+#include "launcher/flags.h"
 #include "runtime/base/status_macros.h"
 
 namespace portolan {
@@ -69,26 +70,23 @@ void AddSubmitCommand(CLI::App& app, Interruption& interruption,
       "id; or a batch, and write the results");
   AddClientFlags(*command, flags->client);
   AddRequestFlags(*command, flags->request);
-  CLI::Option* batch = command->add_option(
-      "--batch", flags->batch.input,
+  CLI::Option* batch = AddFlag(
+      *command, "--batch", flags->batch.input,
       "JSONL file of requests in OpenAI's batch form, - for standard input");
   batch->excludes(command->get_option("--prompt"));
-  command
-      ->add_option("--output", flags->batch.output,
-                   "File of a batch's results (default: standard output); run "
-                   "again with the same file to go on")
+  AddFlag(*command, "--output", flags->batch.output,
+          "File of a batch's results (default: standard output); run "
+          "again with the same file to go on")
       ->needs(batch);
-  command
-      ->add_option("--window", flags->batch.window,
-                   "Requests of a batch in work at a time")
+  AddFlag(*command, "--window", flags->batch.window,
+          "Requests of a batch in work at a time")
       ->needs(batch)
       ->capture_default_str()
       ->check(CLI::Range(1, 1024));
-  command
-      ->add_option("--key-prefix", flags->batch.key_prefix,
-                   "Put before each custom_id to make its idempotency key")
+  AddFlag(*command, "--key-prefix", flags->batch.key_prefix,
+          "Put before each custom_id to make its idempotency key")
       ->needs(batch);
-  command->add_flag("--json", flags->json, "Print JSON");
+  AddSwitch(*command, "--json", flags->json, "Print JSON");
   command->callback([command, flags, &interruption, &exit_code] {
     if (command->count("--prompt") + command->count("--batch") == 0) {
       throw CLI::RequiredError("--prompt or --batch");

@@ -12,6 +12,7 @@
 #include "clients/cc/transcript.h"
 #include "launcher/client_flags.h"
 #include "launcher/console.h"
+#include "launcher/flags.h"
 #include "runtime/base/status_macros.h"
 
 namespace portolan {
@@ -111,8 +112,8 @@ void AddGenerateRequestCommand(CLI::App& app, Interruption& interruption,
   AddClientFlags(*command, flags->client);
   AddRequestFlags(*command, flags->request);
   command->get_option("--prompt")->required();
-  command->add_flag("--json", flags->json,
-                    "Print one JSON object at the end instead of the text");
+  AddSwitch(*command, "--json", flags->json,
+            "Print one JSON object at the end instead of the text");
   command->callback([flags, &interruption, &exit_code] {
     exit_code = Report(GenerateRequested(*flags, interruption));
   });
@@ -127,14 +128,13 @@ void AddWatchCommand(CLI::App& app, Interruption& interruption,
       "was away. Ctrl-C leaves the request alone");
   AddClientFlags(*command, flags->client);
   command->add_option("id", flags->request_id, "The request's id")->required();
-  command->add_option("--from", flags->from,
-                      "Number of tokens that you have already");
-  command
-      ->add_option("--timeout", flags->timeout_s,
-                   "Seconds to watch (default: to the end)")
+  AddFlag(*command, "--from", flags->from,
+          "Number of tokens that you have already");
+  AddFlag(*command, "--timeout", flags->timeout_s,
+          "Seconds to watch (default: to the end)")
       ->check(CLI::Range(0.0, 1e9));
-  command->add_flag("--json", flags->json,
-                    "Print one JSON object at the end instead of the text");
+  AddSwitch(*command, "--json", flags->json,
+            "Print one JSON object at the end instead of the text");
   command->callback([flags, &interruption, &exit_code] {
     exit_code = Report(WatchRequested(*flags, interruption));
   });

@@ -15,36 +15,28 @@
 namespace portolan {
 namespace {
 
-// A flag that sets a field, which stays absent without it.
-template <typename T>
-void AddField(CLI::App& command, const char* flag,
-              std::function<void(const T&)> set, const char* help) {
-  WithEnvironment(command.add_option_function<T>(flag, std::move(set), help),
-                  flag);
-}
-
 void AddSamplingFields(CLI::App& command, v1::SamplingParams& params) {
-  AddField<uint32_t>(
+  AddSetter<uint32_t>(
       command, "--max-tokens",
       [&params](uint32_t v) { params.set_max_tokens(v); },
       "Tokens to generate (default: the service's)");
-  AddField<double>(
+  AddSetter<double>(
       command, "--temperature",
       [&params](double v) { params.set_temperature(v); },
       "0 takes the likeliest token");
-  AddField<uint32_t>(
+  AddSetter<uint32_t>(
       command, "--top-k", [&params](uint32_t v) { params.set_top_k(v); },
       "Keep the k likeliest tokens; 0: all");
-  AddField<double>(
+  AddSetter<double>(
       command, "--top-p", [&params](double v) { params.set_top_p(v); },
       "Keep the likeliest tokens that make up this probability");
-  AddField<double>(
+  AddSetter<double>(
       command, "--min-p", [&params](double v) { params.set_min_p(v); },
       "Drop tokens less likely than this share of the likeliest");
-  AddField<uint64_t>(
+  AddSetter<uint64_t>(
       command, "--seed", [&params](uint64_t v) { params.set_seed(v); },
       "Seed of the sampling (default: drawn by the service)");
-  AddField<std::vector<std::string>>(
+  AddSetter<std::vector<std::string>>(
       command, "--stop",
       [&params](const std::vector<std::string>& stops) {
         for (const std::string& stop : stops) params.add_stop(stop);
@@ -53,20 +45,21 @@ void AddSamplingFields(CLI::App& command, v1::SamplingParams& params) {
 }
 
 void AddPenaltyFields(CLI::App& command, v1::SamplingParams& params) {
-  AddField<double>(
+  AddSetter<double>(
       command, "--repetition-penalty",
       [&params](double v) { params.set_repetition_penalty(v); },
       "Above 1 makes tokens that were there less likely");
-  AddField<double>(
+  AddSetter<double>(
       command, "--presence-penalty",
       [&params](double v) { params.set_presence_penalty(v); },
       "Taken from the logits of tokens that were there");
-  AddField<double>(
+  AddSetter<double>(
       command, "--frequency-penalty",
       [&params](double v) { params.set_frequency_penalty(v); },
       "Taken from the logits of a token each time it was there");
-  command.add_flag_function(
-      "--ignore-eos", [&params](int64_t) { params.set_ignore_eos(true); },
+  AddSwitchFunction(
+      command, "--ignore-eos",
+      [&params](int64_t) { params.set_ignore_eos(true); },
       "Go on past the end-of-sequence token");
 }
 
@@ -75,8 +68,8 @@ void AddPenaltyFields(CLI::App& command, v1::SamplingParams& params) {
 void AddConnectionFlags(CLI::App& command, ConnectionOptions& options) {
   AddFlag(command, "--coordinator", options.coordinator,
           "HOST:PORT of the coordinator");
-  command.add_flag("--tls", options.tls,
-                   "Use TLS with the system's authorities");
+  AddSwitch(command, "--tls", options.tls,
+            "Use TLS with the system's authorities");
   AddFlag(command, "--tls-ca", options.tls_ca,
           "Use TLS; the certificate (PEM) of the service's authority");
   AddFlag(command, "--tls-cert", options.tls_cert,
@@ -86,8 +79,8 @@ void AddConnectionFlags(CLI::App& command, ConnectionOptions& options) {
           "Name in the service's certificate, if it is not the host's");
   AddFlag(command, "--token-file", options.token_file,
           "File whose first line is the token that the service knows you by");
-  command.add_flag("--insecure", options.insecure,
-                   "Send the token in the clear to another host");
+  AddSwitch(command, "--insecure", options.insecure,
+            "Send the token in the clear to another host");
 }
 
 void AddClientFlags(CLI::App& command, ClientFlags& flags) {
@@ -101,18 +94,18 @@ void AddClientFlags(CLI::App& command, ClientFlags& flags) {
 }
 
 void AddRequestFlags(CLI::App& command, RequestFlags& flags) {
-  command.add_option("--prompt", flags.prompt,
-                     "The prompt; - reads standard input");
-  AddField<std::string>(
+  AddFlag(command, "--prompt", flags.prompt,
+          "The prompt; - reads standard input");
+  AddSetter<std::string>(
       command, "--model",
       [&flags](const std::string& name) { flags.request.set_model(name); },
       "Name of the model, where the service has several");
-  command.add_option_function<std::string>(
-      "--id",
+  AddSetter<std::string>(
+      command, "--id",
       [&flags](const std::string& id) { flags.request.set_custom_id(id); },
       "Your own name for the request");
-  command.add_option_function<std::string>(
-      "--key",
+  AddSetter<std::string>(
+      command, "--key",
       [&flags](const std::string& key) {
         flags.request.set_idempotency_key(key);
       },

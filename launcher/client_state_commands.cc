@@ -14,6 +14,7 @@
 #include "launcher/client_flags.h"
 #include "launcher/client_json.h"
 #include "launcher/console.h"
+#include "launcher/flags.h"
 #include "runtime/base/status_macros.h"
 
 namespace portolan {
@@ -181,7 +182,7 @@ CLI::App* AddCommand(CLI::App& app, const char* name, const char* help,
                      Interruption& interruption, int& exit_code) {
   CLI::App* command = app.add_subcommand(name, help);
   AddClientFlags(*command, flags->client);
-  command->add_flag("--json", flags->json, "Print JSON, one object a line");
+  AddSwitch(*command, "--json", flags->json, "Print JSON, one object a line");
   command->callback([flags, action, &interruption, &exit_code] {
     const absl::StatusOr<std::unique_ptr<Client>> client =
         MakeClient(flags->client, interruption);
@@ -215,23 +216,22 @@ void AddListCommand(CLI::App& app, Interruption& interruption, int& exit_code) {
   CLI::App* command =
       AddCommand(app, "list", "List your requests, newest first", flags, &List,
                  interruption, exit_code);
-  command
-      ->add_option("--state", flags->states,
-                   "Only those: queued, running, done, failed, cancelled")
+  AddFlag(*command, "--state", flags->states,
+          "Only those: queued, running, done, failed, cancelled")
       ->check(
           CLI::IsMember({"queued", "running", "done", "failed", "cancelled"}));
-  command->add_option("--limit", flags->limit, "At most so many")
-      ->capture_default_str()
+  AddFlag(*command, "--limit", flags->limit, "At most so many")
       ->check(CLI::Range(1, 1 << 30));
 }
 
 void AddHealthCommand(CLI::App& app, Interruption& interruption,
                       int& exit_code) {
   auto flags = std::make_shared<StateFlags>();
-  AddCommand(app, "health", "Exit with 0 if the service takes requests", flags,
-             &Health, interruption, exit_code)
-      ->add_option("--service", flags->service,
-                   "Full name of one service (default: the server)");
+  CLI::App* command =
+      AddCommand(app, "health", "Exit with 0 if the service takes requests",
+                 flags, &Health, interruption, exit_code);
+  AddFlag(*command, "--service", flags->service,
+          "Full name of one service (default: the server)");
 }
 
 void AddStatsCommand(CLI::App& app, Interruption& interruption,

@@ -2,9 +2,12 @@
 
 #include <unistd.h>
 
+#include <cerrno>
 #include <cstdio>
+#include <cstring>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
 #include "runtime/base/units.h"
@@ -18,9 +21,22 @@ constexpr absl::Duration kLine = absl::Seconds(5);
 
 }  // namespace
 
-int Report(const absl::Status& status) {
+absl::Status Print(std::string_view text) {
+  errno = 0;
+  std::fwrite(text.data(), 1, text.size(), stdout);
+  if (std::fflush(stdout) == 0 && std::ferror(stdout) == 0) {
+    return absl::OkStatus();
+  }
+  return absl::Status(
+      errno == ENOSPC ? absl::StatusCode::kResourceExhausted
+                      : absl::StatusCode::kUnavailable,
+      absl::StrCat("standard output: ",
+                   errno == 0 ? "a write failed" : std::strerror(errno)));
+}
+
+int Report(absl::Status status) {
+  status.Update(Print(""));
   if (status.ok()) return kExitDone;
-  std::fflush(stdout);
   std::fprintf(stderr, "error: %s\n", std::string(status.message()).c_str());
   return kExitFailed;
 }

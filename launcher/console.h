@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
@@ -14,8 +15,14 @@ inline constexpr int kExitFailed = 1;
 inline constexpr int kExitUsage = 2;
 inline constexpr int kExitRestart = 75;  // interrupted, restart me
 
+// Writes `text` to standard output at once.
+// Errors: kResourceExhausted or kUnavailable, "standard output: ...", also for
+// what was written before.
+absl::Status Print(std::string_view text);
+
 // Prints "error: ..." to stderr if `status` is not OK; returns the exit code.
-int Report(const absl::Status& status);
+// What a command wrote to standard output and could not be kept is an error.
+int Report(absl::Status status);
 
 // Tells on stderr how a long wait goes on: a bar that redraws itself on a
 // terminal, a line every few seconds elsewhere, nothing if it is over soon.

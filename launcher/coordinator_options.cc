@@ -34,8 +34,8 @@ void AddSecurity(CLI::App& command, SecurityOptions& security) {
   AddFlag(command, "--token-file", security.token_file,
           "Who may call: lines of NAME ROLE TOKEN, where ROLE is client, "
           "worker or admin");
-  command.add_flag("--insecure", security.insecure,
-                   "Listen beyond this machine without TLS and tokens");
+  AddSwitch(command, "--insecure", security.insecure,
+            "Listen beyond this machine without TLS and tokens");
 }
 
 }  // namespace

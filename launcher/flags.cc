@@ -21,6 +21,33 @@ CLI::Option* WithEnvironment(CLI::Option* option, std::string_view flag) {
   return option->envname(EnvironmentName(flag));
 }
 
+CLI::Option* AddSwitch(CLI::App& command, const char* flag, bool& value,
+                       const char* help) {
+  return WithEnvironment(command.add_flag(flag, value, help), flag);
+}
+
+CLI::Option* AddSwitchFunction(CLI::App& command, const char* flag,
+                               std::function<void(int64_t)> set,
+                               const char* help) {
+  return WithEnvironment(command.add_flag_function(flag, std::move(set), help),
+                         flag);
+}
+
+CLI::Validator NumberRange(double min, double max, bool above) {
+  const std::string range = absl::StrCat(above ? "above " : "from ", min,
+                                         above ? " and at most " : " to ", max);
+  return CLI::Validator(
+      [=](const std::string& text) -> std::string {
+        double number = 0;
+        if (absl::SimpleAtod(text, &number) && number <= max &&
+            (above ? number > min : number >= min)) {
+          return "";
+        }
+        return absl::StrCat("'", text, "' must be ", range);
+      },
+      absl::StrCat("FLOAT ", range), "");
+}
+
 absl::StatusOr<absl::Duration> ParseDurationFlag(std::string_view text) {
   std::string unit(text);
   double number = 0;

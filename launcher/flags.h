@@ -23,6 +23,25 @@ CLI::Option* AddFlag(CLI::App& command, const char* flag, T& value,
       command.add_option(flag, value, help)->capture_default_str(), flag);
 }
 
+// Stands alone: true if it is there.
+CLI::Option* AddSwitch(CLI::App& command, const char* flag, bool& value,
+                       const char* help);
+CLI::Option* AddSwitchFunction(CLI::App& command, const char* flag,
+                               std::function<void(int64_t)> set,
+                               const char* help);
+
+// A flag that `set` takes, and nobody without it.
+template <typename T>
+CLI::Option* AddSetter(CLI::App& command, const char* flag,
+                       std::function<void(const T&)> set, const char* help) {
+  return WithEnvironment(
+      command.add_option_function<T>(flag, std::move(set), help), flag);
+}
+
+// A number from `min` to `max`, which nan is not; `min` itself is none where
+// `above`.
+CLI::Validator NumberRange(double min, double max, bool above = false);
+
 // A flag whose text `parse` turns into a value, or into an error that CLI11
 // reports as one of usage.
 template <typename T>

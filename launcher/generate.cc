@@ -1,17 +1,18 @@
 #include "launcher/generate.h"
 
-#include <unistd.h>
-
-#include <cstdio>
-#include <fstream>
+#include <functional>
+#include <map>
 #include <memory>
-#include <nlohmann/json.hpp>
-#include <random>
+#include <string>
+#include <string_view>
 #include <utility>
+#include <vector>
 
 #include "CLI/CLI.hpp"
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "launcher/console.h"
+#include "launcher/flags.h"
 #include "launcher/requests.h"
 #include "launcher/results.h"
 #include "launcher/stats.h"
@@ -90,17 +91,31 @@ class ListFeed : public RequestFeed {
   bool closed_ = false;
 };
 
+// Standard output, until it takes no more.
+class Output {
+ public:
+  void Write(std::string_view text) {
+    if (status_.ok()) status_ = Print(text);
+  }
+  const absl::Status& status() const { return status_; }
+
+ private:
+  absl::Status status_;
+};
+
 // Turns tokens into results; streams the text of a single prompt.
 class ResultSink : public TokenSink {
  public:
   ResultSink(const std::vector<PreparedPrompt>& prompts,
-             const Tokenizer* tokenizer, bool stream,
+             const Tokenizer* tokenizer, Output* stream,
              std::function<void(GenerationResult)> done)
       : prompts_(prompts),
         tokenizer_(tokenizer),
         stream_(stream),
-        done_(std::move(done)),
-        start_(absl::Now()) {}
+        done_(std::move(done)) {}
+
+  // The first step begins: the time to the first token counts from here.
+  void Start(absl::Time now) { start_ = now; }
 
   bool OnToken(int64_t id, const GeneratedToken& generated) override {
     const int32_t token = generated.token;
@@ -115,14 +130,18 @@ class ResultSink : public TokenSink {
     }
     if (active.text == nullptr) return false;
     Emit(active, active.text->Push(token));
-    return active.text->stopped();
+    return active.text->stopped() ||
+           (stream_ != nullptr && !stream_->status().ok());
   }
 
   void OnFinish(int64_t id, const SequenceEnd& end) override {
     Active& active = Find(id);
     if (active.text != nullptr) Emit(active, active.text->Finish());
     GenerationResult& result = active.result;
-    result.finish_reason = end.reason;
+    // The very last characters may complete a stop text.
+    result.finish_reason = active.text != nullptr && active.text->stopped()
+                               ? FinishReason::kStop
+                               : end.reason;
     result.ttft_s = absl::ToDoubleSeconds(active.first_token - start_);
     const auto further = static_cast<double>(result.tokens.size()) - 1;
     if (further > 0) {
@@ -159,25 +178,25 @@ class ResultSink : public TokenSink {
 
   void Emit(Active& active, const std::string& text) {
     active.result.text += text;
-    if (!stream_) return;
-    std::fwrite(text.data(), 1, text.size(), stdout);
-    std::fflush(stdout);
+    if (stream_ != nullptr) stream_->Write(text);
   }
 
   const std::vector<PreparedPrompt>& prompts_;
   const Tokenizer* const tokenizer_;
-  const bool stream_;
+  Output* const stream_;  // null: nothing is streamed
   const std::function<void(GenerationResult)> done_;
-  const absl::Time start_;
+  absl::Time start_;
   std::map<int64_t, Active> active_;
 };
 
 // Brings finished results to rank 0 and prints them there in input order.
 class ResultFunnel : public ResultCollector {
  public:
-  ResultFunnel(Transport& transport, const JobOptions& options,
-               std::function<void(const std::string&)> print)
-      : transport_(transport), options_(options), printer_(std::move(print)) {}
+  ResultFunnel(Transport& transport, const JobOptions& options, Output& output)
+      : transport_(transport),
+        options_(options),
+        output_(output),
+        printer_([&output](const std::string& text) { output.Write(text); }) {}
 
   void Add(int64_t index, const std::string& text) {
     pending_ += EncodeResult(index, text);
@@ -194,12 +213,13 @@ class ResultFunnel : public ResultCollector {
                      absl::Seconds(options_.step_timeout_s)));
     pending_.clear();
     for (const std::string& text : texts) printer_.AddEncoded(text);
-    return absl::OkStatus();
+    return output_.status();
   }
 
  private:
   Transport& transport_;
   const JobOptions& options_;
+  Output& output_;
   std::string pending_;
   InOrderPrinter printer_;
 };
@@ -214,11 +234,9 @@ absl::Status RunRank(const GenerateOptions& options, const Model& model,
                      Transport& transport) {
   const bool stream =
       prompts.size() == 1 && !options.jsonl && transport.rank() == Rank{0};
-  ResultFunnel funnel(transport, options.job, [&](const std::string& text) {
-    std::fwrite(text.data(), 1, text.size(), stdout);
-    std::fflush(stdout);
-  });
-  ResultSink sink(prompts, model.tokenizer.get(), stream,
+  Output output;
+  ResultFunnel funnel(transport, options.job, output);
+  ResultSink sink(prompts, model.tokenizer.get(), stream ? &output : nullptr,
                   [&](const GenerationResult& result) {
                     if (stream) return funnel.Add(result.index, "\n");
                     funnel.Add(result.index, options.jsonl
@@ -232,6 +250,7 @@ absl::Status RunRank(const GenerateOptions& options, const Model& model,
   StepLoop loop(runtime->exchange(), runtime->engine(), feed, &funnel,
                 runtime->observer(), runtime->profile());
   const absl::Time start = absl::Now();
+  sink.Start(start);
   PORTOLAN_RETURN_IF_ERROR(loop.Run());
   const double seconds = absl::ToDoubleSeconds(absl::Now() - start);
   PORTOLAN_RETURN_IF_ERROR(runtime->SaveHistory());
@@ -243,6 +262,7 @@ absl::Status RunRank(const GenerateOptions& options, const Model& model,
 
 absl::StatusOr<std::vector<Prompt>> CollectPrompts(
     const GenerateOptions& options) {
+  PORTOLAN_RETURN_IF_ERROR(CheckCanWrite("--stats", options.stats_file));
   if (!options.prompts_file.empty()) return ReadPrompts(options.prompts_file);
   Prompt prompt;
   prompt.id = "0";
@@ -254,14 +274,13 @@ absl::StatusOr<std::vector<Prompt>> CollectPrompts(
 absl::Status RunGenerate(GenerateOptions options) {
   // Equal prompts without a seed of their own sample equally on every rank.
   if (!options.wishes.seed.has_value()) options.wishes.seed = 0;
-  PORTOLAN_RETURN_IF_ERROR(CheckCanWrite("--stats", options.stats_file));
-  PORTOLAN_ASSIGN_OR_RETURN(const std::vector<Prompt> prompts,
-                            CollectPrompts(options));
+  const absl::StatusOr<std::vector<Prompt>> prompts = CollectPrompts(options);
+  PORTOLAN_RETURN_IF_ERROR(OncePerHost(prompts.status()));
   return RunJob(
       options.job,
       [&](const Model& model, const RunWorld& run_world) -> absl::Status {
         PORTOLAN_ASSIGN_OR_RETURN(const std::vector<PreparedPrompt> prepared,
-                                  PrepareAll(prompts, options, model));
+                                  PrepareAll(*prompts, options, model));
         return run_world([&](Transport& transport) {
           return RunRank(options, model, prepared, transport);
         });
@@ -277,21 +296,20 @@ void AddGenerateCommand(CLI::App& app, int& exit_code) {
   AddJobOptions(*command, options->job);
   CLI::Option_group* input =
       command->add_option_group("input", "What to continue");
-  input->add_option("--prompt", options->prompt, "One prompt");
-  input->add_option("--prompts", options->prompts_file,
-                    "JSONL file: {\"id\",\"prompt\", sampling fields} a line");
+  AddFlag(*input, "--prompt", options->prompt, "One prompt");
+  AddFlag(*input, "--prompts", options->prompts_file,
+          "JSONL file: {\"id\",\"prompt\", sampling fields} a line");
   input->require_option(1);
   AddSamplingOptions(*command, options->wishes);
-  command
-      ->add_option_function<std::string>(
-          "--format",
-          [options](const std::string& format) {
-            options->jsonl = format == "jsonl";
-          },
-          "text (default) or jsonl, one object a prompt in input order")
+  AddSetter<std::string>(
+      *command, "--format",
+      [options](const std::string& format) {
+        options->jsonl = format == "jsonl";
+      },
+      "text (default) or jsonl, one object a prompt in input order")
       ->check(CLI::IsMember({"text", "jsonl"}));
-  command->add_option("--stats", options->stats_file,
-                      "Write a JSON summary of the run to this file");
+  AddFlag(*command, "--stats", options->stats_file,
+          "Write a JSON summary of the run to this file");
   command->callback(
       [options, &exit_code] { exit_code = Report(RunGenerate(*options)); });
 }

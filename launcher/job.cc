@@ -9,8 +9,10 @@
 
 #include "comm/local_world.h"
 #include "comm/mpi_session.h"
+#include "experts/source_factory.h"
 #include "launcher/console.h"
 #include "launcher/memory_plan.h"
+#include "launcher/wiring.h"
 #include "runtime/base/memory_available.h"
 #include "runtime/base/status_macros.h"
 #include "runtime/model/checkpoint/fingerprint.h"
@@ -18,6 +20,15 @@
 
 namespace portolan {
 namespace {
+
+// Tells of a pack that is asked for and missing or of no use.
+absl::Status CheckPack(const JobOptions& options, const Model& model) {
+  std::vector<std::string> notices;  // wiring will tell them
+  return OpenPack(
+             {.model_dir = options.model_dir, .pack_dir = options.pack_dir},
+             PackIdentityOf(model, options.weights), notices)
+      .status();
+}
 
 // What OpenModel() leaves out.
 absl::Status LoadModel(const JobOptions& options, bool silent, Model& model) {
@@ -27,6 +38,7 @@ absl::Status LoadModel(const JobOptions& options, bool silent, Model& model) {
   }
   PORTOLAN_ASSIGN_OR_RETURN(model.fingerprint,
                             ModelFingerprint(model.config, *model.checkpoint));
+  PORTOLAN_RETURN_IF_ERROR(CheckPack(options, model));
   Progress progress("Loading the dense weights", silent);
   PORTOLAN_ASSIGN_OR_RETURN(
       model.weights,
@@ -74,7 +86,8 @@ absl::Status RunProcess(const WorldOptions& options, RankBody body) {
   if (options.drains) mpi.end_after_termination = absl::InfiniteDuration();
   PORTOLAN_ASSIGN_OR_RETURN(const std::unique_ptr<MpiSession> session,
                             MpiSession::Create(nullptr, nullptr, mpi));
-  const absl::Status status = body(session->transport());
+  absl::Status status = body(session->transport());
+  status.Update(Print(""));
   // Finish() does not come back from an error, so it is reported here.
   Report(status);
   session->Finish(status, kExitFailed);
@@ -116,13 +129,13 @@ absl::StatusOr<Model> OpenModel(const std::string& model_dir) {
 }
 
 absl::Status RunWorldOnly(const WorldOptions& options, RankBody body) {
-  PORTOLAN_RETURN_IF_ERROR(options.Validate());
+  PORTOLAN_RETURN_IF_ERROR(OncePerHost(options.Validate()));
   if (options.is_process()) return RunProcess(options, body);
   return RunLocalWorld(std::max(1, options.ranks), body);
 }
 
 absl::Status RunJob(const JobOptions& options, JobBody body) {
-  PORTOLAN_RETURN_IF_ERROR(options.Validate());
+  PORTOLAN_RETURN_IF_ERROR(OncePerHost(options.Validate()));
   if (options.is_process()) return RunJobProcess(options, body);
   const int world_size = std::max(1, options.ranks);
   PORTOLAN_ASSIGN_OR_RETURN(Model model, OpenModel(options.model_dir));

@@ -2,12 +2,15 @@
 
 #include <unistd.h>
 
+#include <cstdint>
 #include <cstdlib>
+#include <ctime>
 #include <filesystem>
 #include <functional>
 #include <string_view>
 
 #include "CLI/CLI.hpp"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "experts/link_model.h"
 #include "experts/memory_budget.h"
@@ -15,6 +18,7 @@
 #include "launcher/flags.h"
 #include "runtime/base/status_macros.h"
 #include "runtime/base/units.h"
+#include "runtime/model/checkpoint/config.h"
 
 namespace portolan {
 namespace {
@@ -132,11 +136,23 @@ void AddTestFlags(CLI::App& command, JobOptions& options) {
 }  // namespace
 
 absl::Status WorldOptions::Validate() const {
+  if (ranks > 0 && launched_by_mpi) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--ranks ", ranks,
+                     " starts ranks as threads, but this process is a rank of "
+                     "mpirun already; drop --ranks, or mpirun"));
+  }
   if (ranks > 0 && transport != "auto" && transport != "local") {
     return absl::InvalidArgumentError(
         absl::StrCat("--transport ", transport,
                      " is for processes under mpirun; --ranks runs threads, "
                      "which talk by --transport local"));
+  }
+  if (!launched_by_mpi && transport != "auto" && transport != "local") {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--transport ", transport,
+        " is for processes under mpirun: portolan-launch -np N -- portolan "
+        "...; or drop it"));
   }
   if (is_process() && transport == "local") {
     return absl::InvalidArgumentError(
@@ -146,7 +162,7 @@ absl::Status WorldOptions::Validate() const {
   return absl::OkStatus();
 }
 
-absl::Status JobOptions::Validate() const {
+absl::Status JobOptions::ValidateJob() const {
   if (activations == ActivationDtype::kF32 && cpu_path.has_value() &&
       *cpu_path != CpuPath::kScalar) {
     return absl::InvalidArgumentError(
@@ -164,8 +180,14 @@ absl::Status JobOptions::Validate() const {
   if (!expert_link.empty()) {
     PORTOLAN_RETURN_IF_ERROR(ParseLinkSpec(expert_link).status());
   }
+  return absl::OkStatus();
+}
+
+absl::Status JobOptions::Validate() const {
+  PORTOLAN_RETURN_IF_ERROR(ValidateJob());
   PORTOLAN_RETURN_IF_ERROR(CheckCanWrite("--trace", trace_file));
   PORTOLAN_RETURN_IF_ERROR(CheckCanWrite("--history", history_file));
+  PORTOLAN_RETURN_IF_ERROR(CheckCanWrite("--profile", profile_file));
   return WorldOptions::Validate();
 }
 
@@ -207,6 +229,25 @@ void AddWorldOptions(CLI::App& command, WorldOptions& options) {
                             std::getenv("PMIX_RANK") != nullptr;
 }
 
+void LetFirstRankSpeak() {
+  constexpr timespec kWait = {.tv_sec = 3, .tv_nsec = 0};
+  if (RankOnHost() > 0) nanosleep(&kWait, nullptr);
+}
+
+absl::Status OncePerHost(absl::Status status) {
+  if (!status.ok()) LetFirstRankSpeak();
+  return status;
+}
+
+int RankOnHost() {
+  for (const char* name : {"OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID"}) {
+    int rank = 0;
+    const char* const text = std::getenv(name);
+    if (text != nullptr && absl::SimpleAtoi(text, &rank)) return rank;
+  }
+  return 0;
+}
+
 void AddJobOptions(CLI::App& command, JobOptions& options) {
   AddFlag(command, "--model", options.model_dir,
           "Directory of a Hugging Face model (config.json, *.safetensors, ...)")
@@ -235,19 +276,26 @@ void AddSamplingOptions(CLI::App& command, SamplingWishes& wishes) {
           "Tokens to generate (default: up to the context)")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 31));
   AddFlag(command, "--temperature", wishes.temperature,
-          "0 takes the likeliest token");
+          "0 takes the likeliest token")
+      ->check(NumberRange(0, kMaxTemperature));
   AddFlag(command, "--top-k", wishes.top_k,
-          "Keep the k likeliest tokens; 0: all");
+          "Keep the k likeliest tokens; 0: all")
+      ->check(CLI::Range(0, INT32_MAX));
   AddFlag(command, "--top-p", wishes.top_p,
-          "Keep the likeliest tokens that make up this probability");
+          "Keep the likeliest tokens that make up this probability")
+      ->check(NumberRange(0, 1, /*above=*/true));
   AddFlag(command, "--min-p", wishes.min_p,
-          "Drop tokens less likely than this share of the likeliest");
+          "Drop tokens less likely than this share of the likeliest")
+      ->check(NumberRange(0, 1));
   AddFlag(command, "--repetition-penalty", wishes.repetition_penalty,
-          "Above 1: tokens of prompt and answer become less likely again");
+          "Above 1: tokens of prompt and answer become less likely again")
+      ->check(NumberRange(0, kMaxPenalty, /*above=*/true));
   AddFlag(command, "--presence-penalty", wishes.presence_penalty,
-          "Taken from the logit of a token that the answer has already");
+          "Taken from the logit of a token that the answer has already")
+      ->check(NumberRange(-kMaxPenalty, kMaxPenalty));
   AddFlag(command, "--frequency-penalty", wishes.frequency_penalty,
-          "As --presence-penalty, for every time that the answer has it");
+          "As --presence-penalty, for every time that the answer has it")
+      ->check(NumberRange(-kMaxPenalty, kMaxPenalty));
   AddFlag(
       command, "--logprobs", wishes.logprobs,
       "Return the log-probabilities of the chosen and of N likeliest tokens")

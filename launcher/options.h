@@ -34,9 +34,20 @@ struct WorldOptions {
   // True if this process is one rank of several processes.
   bool is_process() const { return ranks == 0 && launched_by_mpi; }
 
+  // Whether such a world can be started from here.
   // Errors: kInvalidArgument naming the flag.
   absl::Status Validate() const;
 };
+
+// This process's place among those that mpirun or srun started on its host, by
+// the environment; 0 if it was started alone.
+int RankOnHost();
+
+// For errors that all processes of a host find, before they meet: lets the
+// first one tell it, whose end mpirun makes the end of all. Comes back where
+// nobody ended this process within seconds, so that no error is lost.
+void LetFirstRankSpeak();
+absl::Status OncePerHost(absl::Status status);
 
 // How a job computes: what every subcommand that runs a model shares. Every
 // flag also comes from PORTOLAN_<FLAG> in the environment or from the file that
@@ -75,8 +86,10 @@ struct JobOptions : WorldOptions {
   std::string fault;
   int32_t odd_rank = -1;
 
-  // Errors: kInvalidArgument naming the flag.
+  // Errors: kInvalidArgument naming the flag; as CheckCanWrite().
   absl::Status Validate() const;
+  // All but the world and the files to write, which `plan` has not.
+  absl::Status ValidateJob() const;
 };
 
 void AddWorldOptions(CLI::App& command, WorldOptions& options);

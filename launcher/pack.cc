@@ -14,6 +14,7 @@
 #include "experts/pack_header.h"
 #include "experts/quantised_expert.h"
 #include "launcher/console.h"
+#include "launcher/flags.h"
 #include "launcher/job.h"
 #include "launcher/wiring.h"
 #include "runtime/base/status_macros.h"
@@ -162,32 +163,26 @@ void AddPackCommand(CLI::App& app, int& exit_code) {
   CLI::App* command = app.add_subcommand(
       "pack",
       "Write a model's experts as the kernels read them: a load is one read");
-  command
-      ->add_option("--model", options->model_dir,
-                   "Directory of a Hugging Face model")
+  AddFlag(*command, "--model", options->model_dir,
+          "Directory of a Hugging Face model")
       ->required()
-      ->check(CLI::ExistingDirectory)
-      ->envname("PORTOLAN_MODEL");
-  command
-      ->add_option("--pack-dir", options->pack_dir,
-                   "Where to (default: beside the model, where generate finds "
-                   "it)")
-      ->check(CLI::ExistingDirectory)
-      ->envname("PORTOLAN_PACK_DIR");
-  command
-      ->add_option_function<std::string>(
-          "--quantize",
-          [options](const std::string& text) {
-            options->format = ParseWeightFormat(text).value();
-          },
-          "int8 or int4: groups of 32 inputs with a scale each, 1.03 or 0.53 "
-          "bytes a weight instead of 2; used only by --weights int8 or int4")
-      ->check(CLI::IsMember({"int8", "int4"}))
-      ->envname("PORTOLAN_QUANTIZE");
-  command->add_flag("--json", options->json,
-                    "What quantising cost, by tensor, as JSON");
-  command->add_flag("--verify", options->verify,
-                    "Write nothing; check every record of the pack there is");
+      ->check(CLI::ExistingDirectory);
+  AddFlag(*command, "--pack-dir", options->pack_dir,
+          "Where to (default: beside the model, where generate finds "
+          "it)")
+      ->check(CLI::ExistingDirectory);
+  AddSetter<std::string>(
+      *command, "--quantize",
+      [options](const std::string& text) {
+        options->format = ParseWeightFormat(text).value();
+      },
+      "int8 or int4: groups of 32 inputs with a scale each, 1.03 or 0.53 "
+      "bytes a weight instead of 2; used only by --weights int8 or int4")
+      ->check(CLI::IsMember({"int8", "int4"}));
+  AddSwitch(*command, "--json", options->json,
+            "What quantising cost, by tensor, as JSON");
+  AddSwitch(*command, "--verify", options->verify,
+            "Write nothing; check every record of the pack there is");
   command->callback(
       [options, &exit_code] { exit_code = Report(RunPack(*options)); });
 }

@@ -15,6 +15,7 @@
 #include "experts/replay.h"
 #include "experts/replay_report.h"
 #include "launcher/console.h"
+#include "launcher/flags.h"
 #include "launcher/memory_plan.h"
 #include "launcher/options.h"
 #include "runtime/base/memory_available.h"
@@ -77,7 +78,7 @@ absl::Status ReplayTrace(const PlanOptions& options, int num_ranks,
 }
 
 absl::StatusOr<Plan> MakePlan(const PlanOptions& options) {
-  PORTOLAN_RETURN_IF_ERROR(options.job.Validate());
+  PORTOLAN_RETURN_IF_ERROR(options.job.ValidateJob());
   PORTOLAN_ASSIGN_OR_RETURN(const Model model,
                             OpenModel(options.job.model_dir));
   const int num_ranks = std::max(1, options.job.ranks);
@@ -125,6 +126,7 @@ Json RankJson(const RankMemory& rank) {
           {"kv_bytes", rank.kv_bytes},
           {"exchange_bytes", rank.exchange_bytes},
           {"work_bytes", rank.work_bytes},
+          {"rope_bytes", rank.rope_bytes},
           {"history_bytes", rank.history_bytes},
           {"program_bytes", rank.program_bytes},
           {"bytes", rank.bytes()}};
@@ -175,7 +177,9 @@ void PrintPlan(const PlanOptions& options, const Plan& plan) {
         Size(rank.experts.bytes()).c_str(), Size(rank.dense_bytes).c_str(),
         Size(rank.kv_bytes).c_str(), Size(rank.exchange_bytes).c_str(),
         Size(rank.staging_bytes + rank.host_tier_bytes).c_str(),
-        Size(rank.work_bytes + rank.history_bytes + rank.program_bytes).c_str(),
+        Size(rank.work_bytes + rank.rope_bytes + rank.history_bytes +
+             rank.program_bytes)
+            .c_str(),
         Size(rank.bytes()).c_str());
   }
   std::printf("KV: %s a token, room for %lld tokens on each rank\n",
@@ -205,7 +209,7 @@ void PrintPlan(const PlanOptions& options, const Plan& plan) {
 absl::Status RunPlan(const PlanOptions& options) {
   PORTOLAN_ASSIGN_OR_RETURN(const Plan plan, MakePlan(options));
   if (options.json) {
-    std::printf("%s\n", PlanJson(options, plan).dump(2).c_str());
+    PORTOLAN_RETURN_IF_ERROR(Print(PlanJson(options, plan).dump(2) + "\n"));
   } else {
     PrintPlan(options, plan);
   }
@@ -230,11 +234,10 @@ void AddPlanCommand(CLI::App& app, int& exit_code) {
   command->get_option("--ranks")->description("Ranks of the job");
   command->get_option("--trace")->description(
       "Trace to replay for the expected stall (with --policy, --expert-link)");
-  command
-      ->add_option("--ranks-per-host", options->ranks_per_host,
-                   "Ranks that share the memory of a host (default: all)")
+  AddFlag(*command, "--ranks-per-host", options->ranks_per_host,
+          "Ranks that share the memory of a host (default: all)")
       ->check(CLI::Range(1, 1 << 16));
-  command->add_flag("--json", options->json, "Print JSON");
+  AddSwitch(*command, "--json", options->json, "Print JSON");
   command->callback(
       [options, &exit_code] { exit_code = Report(RunPlan(*options)); });
 }

@@ -8,6 +8,7 @@
 #include "launcher/serve.h"
 #endif
 #include "launcher/generate.h"
+#include "launcher/options.h"
 #include "launcher/pack.h"
 #include "launcher/plan.h"
 #include "launcher/replay.h"
@@ -44,6 +45,7 @@ int main(int argc, char** argv) {
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
+    if (error.get_exit_code() != 0) portolan::LetFirstRankSpeak();
     return portolan::ReportUsage(app, error);
   }
   return exit_code;

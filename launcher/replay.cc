@@ -17,6 +17,7 @@
 #include "experts/replay_plot.h"
 #include "experts/replay_report.h"
 #include "launcher/console.h"
+#include "launcher/flags.h"
 #include "runtime/base/status_macros.h"
 
 namespace portolan {
@@ -156,8 +157,7 @@ absl::Status RunReplay(ReplayCommand command) {
   const std::string text =
       command.json ? ReplayJson(rows).dump(2) + "\n"
                    : ReplayTable(rows) + (command.why ? LossTable(rows) : "");
-  std::fputs(text.c_str(), stdout);
-  return absl::OkStatus();
+  return Print(text);
 }
 
 }  // namespace
@@ -166,34 +166,30 @@ void AddReplayCommand(CLI::App& app, int& exit_code) {
   CLI::App* const replay = app.add_subcommand(
       "replay", "Try policies side by side on a recorded trace");
   const auto command = std::make_shared<ReplayCommand>();
-  replay
-      ->add_option("--trace", command->traces,
-                   "Trace files of one run, of one rank each")
+  AddFlag(*replay, "--trace", command->traces,
+          "Trace files of one run, of one rank each")
       ->required();
-  replay
-      ->add_option("--policy", command->policies,
-                   "Policies, comma-separated (all, and oracle)")
+  AddFlag(*replay, "--policy", command->policies,
+          "Policies, comma-separated (all, and oracle)")
       ->delimiter(',');
-  replay
-      ->add_option("--expert-memory", command->expert_memory,
-                   "Budgets of a rank, comma-separated: 50%,25%,64MiB")
+  AddFlag(*replay, "--expert-memory", command->expert_memory,
+          "Budgets of a rank, comma-separated: 50%,25%,64MiB")
       ->delimiter(',');
-  replay
-      ->add_option("--link", command->link,
-                   "Bandwidth and latency of expert loads: 1GB/s,50us")
+  AddFlag(*replay, "--link", command->link,
+          "Bandwidth and latency of expert loads: 1GB/s,50us")
       ->required();
-  replay->add_option("--ranks", command->ranks, "Ranks that share the experts");
-  replay->add_option("--distance", command->distance,
-                     "Layers ahead that fmoe and eam foretell");
-  replay->add_option("--history", command->history,
-                     "Saved history that predictors begin with");
-  replay->add_option("--learn", command->learn,
-                     "Trace that predictors learn from first");
-  replay->add_option("--plot", command->plot,
-                     "Draw stall and hit rate against memory into this SVG");
-  replay->add_flag("--json", command->json, "Print JSON");
-  replay->add_flag("--why", command->why,
-                   "Say what adaptive loses to the oracle by cause");
+  AddFlag(*replay, "--ranks", command->ranks, "Ranks that share the experts");
+  AddFlag(*replay, "--distance", command->distance,
+          "Layers ahead that fmoe and eam foretell");
+  AddFlag(*replay, "--history", command->history,
+          "Saved history that predictors begin with");
+  AddFlag(*replay, "--learn", command->learn,
+          "Trace that predictors learn from first");
+  AddFlag(*replay, "--plot", command->plot,
+          "Draw stall and hit rate against memory into this SVG");
+  AddSwitch(*replay, "--json", command->json, "Print JSON");
+  AddSwitch(*replay, "--why", command->why,
+            "Say what adaptive loses to the oracle by cause");
   replay->callback(
       [command, &exit_code] { exit_code = Report(RunReplay(*command)); });
 }

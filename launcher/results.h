@@ -21,7 +21,7 @@ struct GenerationResult {
   // One per token if asked for: that of the chosen token first.
   std::vector<std::vector<TokenLogprob>> logprobs;
   FinishReason finish_reason = FinishReason::kLength;
-  double ttft_s = 0;  // from the start of the run to the first token
+  double ttft_s = 0;  // from the first step's start to the first token
   double tpot_s = 0;  // per further token; 0 where there is none
 };
 

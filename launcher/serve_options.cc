@@ -97,11 +97,9 @@ void AddCoordinatorAddress(CLI::App& command, ServiceOptions& options) {
   AddFlag(command, "--coordinator", options.coordinator,
           "HOST:PORT of the coordinator")
       ->required();
-  WithEnvironment(
-      command.add_flag("--tls", options.tls,
-                       "Talk TLS to the coordinator; the other flags of TLS "
-                       "imply it"),
-      "--tls");
+  AddSwitch(command, "--tls", options.tls,
+            "Talk TLS to the coordinator; the other flags of TLS "
+            "imply it");
   AddFlag(command, "--tls-cert", options.tls_cert_file,
           "This job's own certificate (PEM), with --tls-key");
   AddFlag(command, "--tls-key", options.tls_key_file,

@@ -3,6 +3,7 @@ figures, the version, the installed tree."""
 
 import json
 import pathlib
+import re
 import subprocess
 import sys
 import tempfile
@@ -120,6 +121,11 @@ class CommandLineTest(unittest.TestCase):
             figures = json.loads(stats.read_text())
             each = [r["expert_bytes_at_start"] for r in figures["per_rank"]]
             self.assertEqual(len(each), ranks)
+            # What the files gave: those bytes, in blocks of 4 KiB.
+            for rank in figures["per_rank"]:
+                logical = rank["expert_bytes_at_start"]
+                self.assertGreaterEqual(rank["expert_bytes_read"], logical)
+                self.assertLess(rank["expert_bytes_read"], 1.35 * logical)
             sums.append(sum(each))
             share = sums[-1] / ranks
             # 32 experts a layer: at most one more than the even share.
@@ -132,6 +138,81 @@ class CommandLineTest(unittest.TestCase):
             tensor["data_offsets"][1] - tensor["data_offsets"][0]
             for name, tensor in tensors.items() if ".mlp.experts." in name)
         self.assertEqual(sums, [experts] * 4)
+
+    def test_every_flag_also_comes_from_the_environment(self):
+        num_flags = 0
+        for program in ("portolan", "portolan-client"):
+            path = portolan.program(BUILD).parent / program
+            commands = [[]]
+            while commands:
+                command = commands.pop()
+                text = run([*command, "--help"], program=path).stdout
+                subcommands = text.partition("\nSubcommands:\n")[2]
+                commands += [[*command, name] for name in
+                             re.findall(r"(?m)^  ([a-z]\S*)", subcommands)]
+                for line in text.partition("\nSubcommands:\n")[0].splitlines():
+                    flag = re.match(r" +(?:-\w,)?--([a-z-]+)", line)
+                    if flag is None or flag[1] in ("help", "config", "version"):
+                        continue
+                    num_flags += 1
+                    name = flag[1].upper().replace("-", "_")
+                    self.assertIn(f"(Env:PORTOLAN_{name})", line,
+                                  [program, *command])
+        self.assertGreater(num_flags, 150)
+
+    def test_a_prompt_may_come_from_the_environment(self):
+        done = portolan.run(
+            [portolan.program(BUILD), "generate", "--model", portolan.MODEL],
+            env={"PORTOLAN_PROMPT": "Once", "PORTOLAN_MAX_TOKENS": "3",
+                 "PORTOLAN_FORMAT": "jsonl"})
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertEqual(len(json.loads(done.stdout)["tokens"]), 3)
+
+    def test_flags_may_come_from_a_toml_file(self):
+        config = self.directory / "config.toml"
+        config.write_text(
+            f'[generate]\nmodel = "{portolan.MODEL}"\nprompt = "Once"\n'
+            'max-tokens = 3\nformat = "jsonl"\nignore-eos = true\n'
+            "ranks = 2\n")
+        done = run(["generate", "--config", config])
+        self.assertEqual(len(json.loads(done.stdout)["tokens"]), 3)
+        # The command line goes before the file.
+        done = run(["--config", config, "generate", "--max-tokens", "4"])
+        self.assertEqual(len(json.loads(done.stdout)["tokens"]), 4)
+
+    def test_a_full_disk_is_an_error(self):
+        one = ["generate", "--model", portolan.MODEL, "--max-tokens", "4"]
+        for arguments in (
+                [*one, "--prompt", "hi"],
+                [*one, "--prompt", "hi", "--format", "jsonl"],
+                [*one, "--prompts", PROMPTS, "--ranks", "2"],
+                ["plan", "--model", portolan.MODEL, "--ranks", "2"],
+                ["plan", "--model", portolan.MODEL, "--ranks", "2", "--json"],
+                ["bench", "kernels", "--seconds", "0.001", "--outputs", "64",
+                 "--inputs", "64", "--threads", "1", "--json"],
+                ["bench", "exchange", "--ranks", "2", "--tokens", "1",
+                 "--iterations", "1"]):
+            with self.subTest(arguments=arguments), \
+                    open("/dev/full", "w") as full:
+                done = subprocess.run(
+                    [str(a) for a in [portolan.program(BUILD), *arguments]],
+                    stdout=full, stderr=subprocess.PIPE, text=True,
+                    timeout=60)
+                self.assertEqual(done.returncode, 1, done.stderr)
+                self.assertEqual(
+                    [line for line in done.stderr.splitlines()
+                     if line.startswith("error: ")],
+                    ["error: standard output: No space left on device"])
+
+    def test_the_time_to_the_first_token_leaves_out_the_loading(self):
+        stats = self.directory / "stats.json"
+        results = portolan.generate(BUILD, PROMPTS, [
+            "--max-tokens", "2", "--ranks", "2", "--batch", "16",
+            "--expert-link", "20MB/s,1us", "--stats", stats])
+        seconds = json.loads(stats.read_text())["seconds"]
+        for result in results:
+            self.assertGreater(result["ttft_s"], 0)
+            self.assertLessEqual(result["ttft_s"] + result["tpot_s"], seconds)
 
     def test_reduced_combine_repeats_itself(self):
         arguments = ["--max-tokens", "8", "--temperature", "0", "--combine",

@@ -52,7 +52,7 @@ class HostileTest(unittest.TestCase):
         finally:
             shutil.rmtree(model)
 
-    def refuses(self, arguments, *wanted, codes=(1, 2), env=None):
+    def refuses(self, arguments, *wanted, codes=(1,), env=None):
         with self.subTest(arguments=[str(a) for a in arguments]):
             done = run(arguments, env)
             self.assertIn(done.returncode, codes, done.stderr)
@@ -109,19 +109,22 @@ class HostileTest(unittest.TestCase):
                 ("--tokens-per-step", "0"), ("--transport", "pigeon"),
                 ("--combine", "maybe"), ("--activations", "int3"),
                 ("--cpu", "z80"), ("--format", "xml"),
+                ("--kv-memory", "much"), ("--step-timeout", "-1"), ("--liveness-timeout", "0"),
+                ("--repetition-penalty", "0"), ("--top-p", "nan"),
+                ("--min-p", "nan"), ("--temperature", "101"),
+                ("--repetition-penalty", "nan"),
+                ("--presence-penalty", "-101"),
+                ("--frequency-penalty", "inf")):
+            self.refuses_prompt([flag, value], flag, codes=(2,))
+
+    def test_values_that_only_the_job_can_judge_name_the_flag(self):
+        for flag, value in (
                 ("--expert-memory", "1"), ("--expert-memory", "some"),
                 ("--expert-memory", "-5"), ("--expert-memory", "0%"),
                 ("--expert-memory", "1000%"), ("--policy", "astrology"),
                 ("--expert-link", "slow"), ("--kv-memory", "1"),
-                ("--kv-memory", "much"), ("--exchange-memory", "1"),
-                ("--step-timeout", "-1"), ("--liveness-timeout", "0"),
-                ("--repetition-penalty", "0")):
-            wanted = flag if flag not in (
-                "--temperature", "--top-k", "--top-p", "--min-p",
-                "--repetition-penalty") else flag[2:].replace("-", "_")
-            if value in ("warm",):
-                wanted = flag
-            self.refuses_prompt([flag, value], wanted)
+                ("--exchange-memory", "1")):
+            self.refuses_prompt([flag, value], flag, codes=(1,))
 
     def test_values_from_the_environment_are_checked_alike(self):
         self.refuses_prompt([], "--ranks", codes=(2,),
@@ -133,20 +136,82 @@ class HostileTest(unittest.TestCase):
                             "--transport")
         self.refuses_prompt(["--activations", "f32", "--cpu", "avx2"],
                             "--activations")
+        for transport in ("mpi", "shm"):
+            self.refuses_prompt(
+                ["--transport", transport],
+                f"--transport {transport} is for processes under mpirun: "
+                "portolan-launch -np N -- portolan ...; or drop it",
+                codes=(1,))
+            self.refuses(["bench", "exchange", "--transport", transport],
+                         "portolan-launch", codes=(1,))
+
+    def test_ranks_of_threads_and_of_processes_at_a_time(self):
+        self.refuses_under_mpirun(["--ranks", "2"], 1, "drop --ranks")
+
+    def test_wrong_usage_is_told_once_by_all_ranks(self):
+        self.refuses_under_mpirun(["--batch", "0"], 2, "--batch")
+
+    def refuses_under_mpirun(self, flags, code, wanted):
+        done = portolan.run(
+            [portolan.LAUNCH, "-np", "3", "--", portolan.program(BUILD),
+             *self.generate("--prompt", "hi", *flags)])
+        self.assertEqual(done.returncode, code, done.stderr)
+        self.assertEqual(done.stdout, "")
+        errors = [line for line in done.stderr.splitlines()
+                  if line.startswith("error: ")]
+        self.assertEqual(len(errors), 1, done.stderr)
+        self.assertIn(wanted, errors[0])
+
+    def test_a_pack_dir_without_a_pack_is_never_passed_over(self):
+        model = self.directory / "packed"
+        shutil.copytree(portolan.MODEL, model)
+        for quantise in ([], ["--quantize", "int8"]):
+            done = run(["pack", "--model", model, *quantise])
+            self.assertEqual(done.returncode, 0, done.stderr)
+        empty = self.directory / "empty"
+        empty.mkdir()
+        for folder in (empty, self.directory / "nowhere"):
+            for flags, name in ([], "experts.portolan-pack"), (
+                    ["--weights", "int8"], "experts-int8.portolan-pack"):
+                self.refuses(
+                    self.generate("--prompt", "hi", "--pack-dir", folder,
+                                  *flags, model=model),
+                    f"--pack-dir {folder}", name, "portolan pack",
+                    "or drop --pack-dir", codes=(1,))
+        done = portolan.run(
+            [portolan.LAUNCH, "-np", "2", "--", portolan.program(BUILD),
+             *self.generate("--prompt", "hi", "--pack-dir", empty)])
+        self.assertEqual(done.returncode, 1, done.stderr)
+        self.assertIn("or drop --pack-dir", done.stderr)
+
+    def test_a_damaged_pack_that_was_asked_for_is_an_error(self):
+        packs = self.directory / "packs"
+        packs.mkdir()
+        done = run(["pack", "--model", portolan.MODEL, "--pack-dir", packs])
+        self.assertEqual(done.returncode, 0, done.stderr)
+        pack, = packs.iterdir()
+        os.truncate(pack, pack.stat().st_size - 4096)
+        self.refuses_prompt(["--pack-dir", packs], str(pack), "damaged",
+                            codes=(1,))
 
     def test_files_that_cannot_be_read_or_written(self):
         nowhere = self.directory / "no" / "file"
-        for flag in ("--stats", "--trace", "--history"):
-            self.refuses_prompt([flag, nowhere], str(nowhere))
-        self.refuses_prompt(["--config", nowhere], str(nowhere))
+        for flag in ("--stats", "--trace", "--history", "--profile"):
+            # Before the wait for the model, which here has no end.
+            self.refuses_prompt([flag, nowhere, "--expert-link", "1B/s,1s"],
+                                flag, str(nowhere), codes=(1,))
+        self.refuses_prompt(["--config", nowhere], str(nowhere), codes=(2,))
         self.refuses(self.generate("--prompts", nowhere), str(nowhere))
         self.refuses(self.generate("--prompts", self.directory),
                      "is a directory")
         self.refuses(self.generate("--prompt", "hi", model=nowhere),
-                     str(nowhere))
+                     str(nowhere), codes=(2,))
         config = self.directory / "config.toml"
         config.write_text("[generate]\nwings = 2\n")
-        self.refuses_prompt(["--config", config], "wings")
+        self.refuses_prompt(["--config", config], "wings", codes=(2,))
+        config.write_text(f"model = \"{portolan.MODEL}\"\n")
+        self.refuses_prompt(["--config", config], "--config", "`model`",
+                            "[generate]", codes=(2,))
 
     def test_prompt_files_name_line_and_field(self):
         self.refuses_file("", "no prompt")
@@ -198,21 +263,58 @@ class HostileTest(unittest.TestCase):
         for name, value in (
                 ("architectures", ["LlamaForCausalLM"]), ("hidden_size", 0),
                 ("hidden_size", -8), ("hidden_size", 10**12),
-                ("hidden_size", 193), ("hidden_size", "big"),
+                ("hidden_size", "big"),
                 ("hidden_size", None), ("num_hidden_layers", 0),
                 ("num_hidden_layers", 10**9), ("num_hidden_layers", 2**63),
                 ("num_experts", 0), ("num_experts", 10**9),
                 ("num_experts_per_tok", 0), ("num_experts_per_tok", 99),
                 ("vocab_size", 0), ("vocab_size", 10**12),
                 ("num_attention_heads", 0), ("num_attention_heads", 10**9),
-                ("num_key_value_heads", 3), ("head_dim", 10**9),
+                ("num_key_value_heads", 4), ("head_dim", 10**9),
                 ("head_dim", 7), ("moe_intermediate_size", 0),
                 ("moe_intermediate_size", 10**12),
                 ("max_position_embeddings", 0), ("rms_norm_eps", "x"),
                 ("rope_theta", 0), ("rope_theta", -1),
                 ("hidden_act", "relu6"),
                 ("rope_scaling", {"rope_type": "dream", "factor": 2})):
-            self.refuses_model(change(**{name: value}), "")
+            self.refuses_model(change(**{name: value}), "config.json",
+                               name.replace("hidden_act", "act"))
+
+        # Sizes that might be, but are not those of the tensors.
+        self.refuses_model(change(hidden_size=193), "experts.0.gate_proj",
+                           "wanted shape [96, 193], found [96, 192]")
+        self.refuses_model(change(num_key_value_heads=3), "k_proj.weight",
+                           "wanted shape [96, 192], found [64, 192]")
+
+    def test_generation_config_json(self):
+        for name, value in (
+                ("top_p", 0), ("top_p", 1.5), ("temperature", 200),
+                ("temperature", -1), ("temperature", "warm"), ("top_k", -1),
+                ("min_p", 2), ("repetition_penalty", 0),
+                ("repetition_penalty", 1000), ("eos_token_id", 10**9)):
+            self.refuses_model(
+                lambda model: (model / "generation_config.json").write_text(
+                    json.dumps({name: value})),
+                "generation_config.json", name)
+
+    def test_a_context_longer_than_any_memory_costs_nothing(self):
+        def positions(count):
+            def damage(model):
+                path = model / "config.json"
+                config = json.loads(path.read_text())
+                config["max_position_embeddings"] = count
+                path.write_text(json.dumps(config))
+            return damage
+
+        for count in (1 << 22, 1 << 30):
+            with self.broken_model() as model:
+                positions(count)(model)
+                arguments = self.generate("--prompt", "hi", model=model)
+                done = run([*arguments, "--kv-memory", "8MiB"])
+                self.assertEqual(done.returncode, 0, done.stderr)
+                # Room for one context is what the default asks for.
+                self.refuses([*arguments, "--memory-available", "2GiB"],
+                             "--kv-memory", codes=(1,))
 
     def test_safetensors(self):
         weights = "model.safetensors"
