@@ -15,6 +15,7 @@
 #include "experts/expert_map_store.h"
 #include "launcher/bench.h"
 #include "launcher/console.h"
+#include "launcher/flags.h"
 #include "runtime/base/check.h"
 #include "runtime/base/cpu_topology.h"
 
@@ -164,25 +165,20 @@ void AddBenchMapsCommand(CLI::App& bench, int& exit_code) {
   auto options = std::make_shared<BenchMapsOptions>();
   CLI::App* command = bench.add_subcommand(
       "maps", "Time to search a store of expert maps, by its size");
-  command
-      ->add_option("--records", options->records,
-                   "Maps in the store, comma-separated")
+  AddFlag(*command, "--records", options->records,
+          "Maps in the store, comma-separated")
       ->delimiter(',')
       ->capture_default_str()
       ->check(CLI::Range(1, 10'000'000));
-  command->add_option("--layers", options->shape.num_layers, "MoE layers")
-      ->capture_default_str()
+  AddFlag(*command, "--layers", options->shape.num_layers, "MoE layers")
       ->check(CLI::Range(1, 1024));
-  command->add_option("--experts", options->shape.num_experts, "Of a layer")
-      ->capture_default_str()
+  AddFlag(*command, "--experts", options->shape.num_experts, "Of a layer")
       ->check(CLI::Range(1, 4096));
-  command->add_option("--hidden", options->shape.embedding_dim, "Of embeddings")
-      ->capture_default_str()
+  AddFlag(*command, "--hidden", options->shape.embedding_dim, "Of embeddings")
       ->check(CLI::Range(1, 1 << 16));
-  command->add_option("--searches", options->searches, "Of each kind")
-      ->capture_default_str()
+  AddFlag(*command, "--searches", options->searches, "Of each kind")
       ->check(CLI::Range(1, 1'000'000));
-  command->add_flag("--json", options->json, "Print JSON");
+  AddSwitch(*command, "--json", options->json, "Print JSON");
   command->callback(
       [options, &exit_code] { exit_code = Report(RunBenchMaps(*options)); });
 }
