@@ -19,10 +19,10 @@
 #include "experts/metrics.h"
 #include "experts/policy_driver.h"
 #include "experts/slot_table.h"
-#include "experts/steady_now.h"
 #include "runtime/base/aligned_buffer.h"
 #include "runtime/base/mutex.h"
 #include "runtime/base/profile.h"
+#include "runtime/base/steady_now.h"
 
 namespace portolan {
 

@@ -6,9 +6,9 @@
 #include "experts/checkpoint_format.h"
 #include "experts/file_expert_source.h"
 #include "experts/host_source.h"
-#include "experts/steady_now.h"
 #include "experts/throttled_source.h"
 #include "runtime/base/status_macros.h"
+#include "runtime/base/steady_now.h"
 
 namespace portolan {
 namespace {

@@ -4,7 +4,7 @@
 #include <utility>
 
 #include "absl/time/time.h"
-#include "experts/steady_now.h"
+#include "runtime/base/steady_now.h"
 
 namespace portolan {
 namespace {

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <utility>
 
-#include "experts/steady_now.h"
+#include "runtime/base/steady_now.h"
 
 namespace portolan {
 namespace {
