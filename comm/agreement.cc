@@ -4,6 +4,7 @@
 #include <map>
 
 #include "absl/strings/str_cat.h"
+#include "comm/gather.h"
 #include "runtime/base/status_macros.h"
 
 namespace portolan {
@@ -54,16 +55,11 @@ absl::Status Agree(Transport& transport, std::span<const AgreedField> fields,
   const auto world = static_cast<size_t>(transport.world_size());
   std::vector<uint64_t> mine;
   for (const AgreedField& field : fields) mine.push_back(field.value);
-  std::vector<uint64_t> all(world * fields.size());
-  std::vector<std::span<const std::byte>> send(
-      world, std::as_bytes(std::span<const uint64_t>(mine)));
-  std::vector<std::span<std::byte>> recv;
-  for (size_t rank = 0; rank < world; ++rank) {
-    recv.push_back(std::as_writable_bytes(
-        std::span(all).subspan(rank * fields.size(), fields.size())));
-  }
-  PORTOLAN_RETURN_IF_ERROR(transport.AllToAllV(
-      send, recv, WaitContext{.phase = "start", .timeout = timeout}));
+  PORTOLAN_ASSIGN_OR_RETURN(
+      const MessageMemory memory,
+      AllGather(transport, std::as_bytes(std::span<const uint64_t>(mine)),
+                WaitContext{.phase = "start", .timeout = timeout}));
+  const std::span<const uint64_t> all = memory.As<uint64_t>();
 
   std::vector<uint64_t> values(world);
   for (size_t i = 0; i < fields.size(); ++i) {

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "comm/gather.h"
 #include "comm/token_exchange.h"
 #include "runtime/base/bf16.h"
 #include "runtime/base/status_macros.h"
@@ -183,18 +184,14 @@ absl::Status Bench::Measure() {
 
 template <typename T>
 absl::StatusOr<std::vector<T>> Bench::AllGather(std::span<const T> mine) {
-  const auto ranks = static_cast<size_t>(world());
-  std::vector<T> all(mine.size() * ranks);
-  const std::vector<std::span<const std::byte>> send(ranks,
-                                                     std::as_bytes(mine));
-  std::vector<std::span<std::byte>> recv;
-  for (size_t rank = 0; rank < ranks; ++rank) {
-    recv.push_back(std::as_writable_bytes(
-        std::span(all).subspan(rank * mine.size(), mine.size())));
-  }
-  PORTOLAN_RETURN_IF_ERROR(
-      transport_.AllToAllV(send, recv, WaitContext{.phase = "bench results"}));
-  return all;
+  PORTOLAN_ASSIGN_OR_RETURN(
+      const MessageMemory all,
+      portolan::AllGather(transport_, std::as_bytes(mine),
+                          WaitContext{.phase = "bench results"}));
+  const std::span<const T> values = all.As<T>();
+  return std::vector<T>(
+      values.begin(),
+      values.begin() + static_cast<std::ptrdiff_t>(mine.size()) * world());
 }
 
 absl::StatusOr<ExchangeBenchResult> Bench::Gather() {

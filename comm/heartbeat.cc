@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <chrono>
 #include <cstring>
 #include <utility>
@@ -96,14 +97,12 @@ Heartbeat::Endpoint Heartbeat::OpenEndpoint(bool other_hosts) {
 }
 
 Heartbeat::Heartbeat(Rank self, LifeCell& own, std::vector<LifePeer> peers,
-                     Endpoint endpoint, uint64_t job, HeartbeatOptions options,
-                     std::function<void(const LostPeer&)> on_loss)
+                     Endpoint endpoint, uint64_t job, HeartbeatOptions options)
     : self_(self),
       own_(own),
       endpoint_(std::move(endpoint)),
       job_(job),
       options_(options),
-      on_loss_(std::move(on_loss)),
       stop_event_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
       silence_(peers.size(), options.silence) {
   for (LifePeer& peer : peers) {
@@ -111,9 +110,17 @@ Heartbeat::Heartbeat(Rank self, LifeCell& own, std::vector<LifePeer> peers,
     const bool visible =
         peer.cell != nullptr &&
         peer.address.pid_namespace == endpoint_.address.pid_namespace;
-    watched_.push_back(
-        {.peer = peer, .pidfd = visible ? OpenPid(peer.address.pid) : -1});
+    Watched watched{.peer = peer};
+    if (visible) {
+      watched.pidfd = OpenPid(peer.address.pid);
+      watched.ended_early = watched.pidfd < 0 && errno == ESRCH;
+    }
+    watched_.push_back(watched);
   }
+}
+
+void Heartbeat::Start(std::function<void(const LostPeer&)> on_loss) {
+  on_loss_ = std::move(on_loss);
   thread_ = std::thread([this] { Work(); });
 }
 
@@ -121,7 +128,7 @@ Heartbeat::~Heartbeat() {
   stopping_.store(true);
   const uint64_t one = 1;
   (void)!write(stop_event_, &one, sizeof(one));
-  thread_.join();
+  if (thread_.joinable()) thread_.join();
   for (const Watched& watched : watched_) {
     if (watched.pidfd >= 0) close(watched.pidfd);
   }
@@ -159,8 +166,7 @@ void Heartbeat::Work() {
       next_beat = Now() + options_.beat;
     }
     Sleep(next_beat - Now());
-    // Who died comes before who failed because of that.
-    for (size_t i = 0; i < watched_.size(); ++i) ReadPidfd(i);
+    ReadPidfds();
     for (size_t i = 0; i < watched_.size(); ++i) ReadCell(i);
     ReadDatagrams();
     if (const auto silent = silence_.FindSilent(Now())) {
@@ -206,17 +212,25 @@ void Heartbeat::ReadCell(size_t index) {
       silence_.Forget(index);
       break;
     case LifeState::kFailed:
+      watched.gone = true;
+      ReadPidfds();
       Lose(index, absl::StrCat("it failed: ", Read(cell.reason)),
            static_cast<absl::StatusCode>(cell.code), /*tell_others=*/false);
       break;
   }
 }
 
+// Who died comes before who failed because of that: also to be called before a
+// failure that has been read is taken for the first one.
+void Heartbeat::ReadPidfds() {
+  for (size_t i = 0; i < watched_.size(); ++i) ReadPidfd(i);
+}
+
 void Heartbeat::ReadPidfd(size_t index) {
   const Watched& watched = watched_[index];
-  if (watched.gone || watched.pidfd < 0) return;
+  if (watched.gone || (watched.pidfd < 0 && !watched.ended_early)) return;
   pollfd fd = {.fd = watched.pidfd, .events = POLLIN, .revents = 0};
-  if (poll(&fd, 1, 0) <= 0) return;
+  if (!watched.ended_early && poll(&fd, 1, 0) <= 0) return;
   ReadCell(index);  // it may have said good-bye just before it ended
   if (!watched.gone)
     Lose(index, "its process ended", absl::StatusCode::kAborted,
@@ -247,6 +261,8 @@ void Heartbeat::Handle(const Datagram& datagram) {
     watched_[sender].gone = true;
     silence_.Forget(sender);
   } else if (datagram.kind == Datagram::kFailed) {
+    watched_[sender].gone = true;
+    ReadPidfds();
     Lose(sender, absl::StrCat("it failed: ", Read(datagram.reason)),
          static_cast<absl::StatusCode>(datagram.code), /*tell_others=*/false);
   } else if (datagram.kind == Datagram::kLost) {

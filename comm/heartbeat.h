@@ -72,13 +72,15 @@ class Heartbeat final : public PeerWatch {
   };
   static Endpoint OpenEndpoint(bool other_hosts);
 
-  // Starts beating. `job` tells datagrams of this job from strangers. `own` and
-  // the peers' cells outlive the object, which takes over the socket. `on_loss`
-  // is called once, on the thread of the heartbeat.
+  // `job` tells datagrams of this job from strangers. `own` and the peers'
+  // cells outlive the object, which takes over the socket.
   Heartbeat(Rank self, LifeCell& own, std::vector<LifePeer> peers,
-            Endpoint endpoint, uint64_t job, HeartbeatOptions options,
-            std::function<void(const LostPeer&)> on_loss = {});
+            Endpoint endpoint, uint64_t job, HeartbeatOptions options);
   ~Heartbeat() override;
+
+  // Starts beating and watching; once. `on_loss` is called for the first lost
+  // peer, on the thread of the heartbeat.
+  void Start(std::function<void(const LostPeer&)> on_loss = {});
 
   std::optional<LostPeer> lost() const override ABSL_LOCKS_EXCLUDED(mu_);
 
@@ -91,6 +93,7 @@ class Heartbeat final : public PeerWatch {
   struct Watched {
     LifePeer peer;
     int pidfd = -1;
+    bool ended_early = false;  // before it could be watched
     uint64_t beats_seen = 0;
     bool gone = false;  // left or lost
   };
@@ -98,6 +101,7 @@ class Heartbeat final : public PeerWatch {
   void Work();
   void Beat();
   void Sleep(absl::Duration timeout);
+  void ReadPidfds();
   void ReadPidfd(size_t index);
   void ReadCell(size_t index);
   void ReadDatagrams();
@@ -112,7 +116,7 @@ class Heartbeat final : public PeerWatch {
   const Endpoint endpoint_;
   const uint64_t job_;
   const HeartbeatOptions options_;
-  const std::function<void(const LostPeer&)> on_loss_;
+  std::function<void(const LostPeer&)> on_loss_;
   int stop_event_ = -1;
 
   // On the heartbeat's thread only, but for the peers' addresses.

@@ -18,6 +18,8 @@
 #include "comm/end_timer.h"
 #include "comm/heartbeat.h"
 #include "comm/mpi_transport.h"
+#include "comm/node_memory.h"
+#include "comm/peer_errors.h"
 #include "comm/ring_transport.h"
 #include "comm/termination.h"
 #include "runtime/base/status_macros.h"
@@ -40,76 +42,35 @@ uint64_t RandomNumber() {
   return (static_cast<uint64_t>(device()) << 32) ^ device();
 }
 
-// Memory that the ranks of a host share: of each a LifeCell and its inbox.
-class NodeMemory {
- public:
-  // Collective over the ranks of the host.
-  NodeMemory(MPI_Comm node, size_t inbox_bytes) {
-    std::byte* own = nullptr;
-    const auto bytes =
-        static_cast<MPI_Aint>(sizeof(LifeCell) + inbox_bytes + kAlign);
-    MPI_Win_allocate_shared(bytes, 1, MPI_INFO_NULL, node, &own, &window_);
-    std::memset(own, 0, static_cast<size_t>(bytes));
-    MPI_Barrier(node);
-    int size = 0;
-    MPI_Comm_size(node, &size);
-    for (int rank = 0; rank < size; ++rank) {
-      MPI_Aint part_bytes = 0;
-      int unit = 0;
-      std::byte* part = nullptr;
-      MPI_Win_shared_query(window_, rank, &part_bytes, &unit, &part);
-      parts_.push_back(Align(part));
-    }
-  }
-
-  LifeCell& cell(size_t local_rank) const {
-    return *reinterpret_cast<LifeCell*>(parts_[local_rank]);
-  }
-  std::vector<std::byte*> Inboxes() const {
-    std::vector<std::byte*> inboxes;
-    for (std::byte* part : parts_) inboxes.push_back(part + sizeof(LifeCell));
-    return inboxes;
-  }
-  void Free() { MPI_Win_free(&window_); }
-
- private:
-  static constexpr size_t kAlign = 64;
-
-  // Every process maps at page boundaries, so all find the same place.
-  static std::byte* Align(std::byte* part) {
-    const auto at = reinterpret_cast<uintptr_t>(part);
-    return part + (kAlign - at % kAlign) % kAlign;
-  }
-
-  MPI_Win window_ = MPI_WIN_NULL;
-  std::vector<std::byte*> parts_;
-};
-
 class Session final : public MpiSession {
  public:
-  explicit Session(const MpiSessionOptions& options) : options_(options) {}
+  explicit Session(const MpiSessionOptions& options)
+      : options_(options), rank_(options.launched_rank) {}
   ~Session() override;
 
   absl::Status Start(int* argc, char*** argv);
 
   Transport& transport() override { return *transport_; }
-  int local_rank() const override { return local_rank_; }
-  int local_size() const override { return static_cast<int>(on_host_.size()); }
   int Finish(const absl::Status& status, int failure_code) override;
 
  private:
+  absl::Status Meet(int* argc, char*** argv);
   absl::Status StartMpi(int* argc, char*** argv);
   void ExchangeCards();
+  absl::Status ShareMemory(bool shared);
   absl::StatusOr<bool> UseSharedMemory() const;
-  void StartHeartbeat();
-  void StartTransport(bool shared);
+  void WireHeartbeat();
+  void WireTransport(bool shared);
+  std::vector<std::string> Hosts() const;
+  void Lost(const LostPeer& lost);
+  std::string Waiting(absl::string_view phase, absl::string_view how) const;
   absl::Status WaitForAll();
   [[noreturn]] void EndNow(const absl::Status& status, int code);
 
   const MpiSessionOptions options_;
   MPI_Comm world_ = MPI_COMM_NULL;
   MPI_Comm node_ = MPI_COMM_NULL;
-  int rank_ = 0;
+  int rank_;  // until MPI tells: of the launcher, or -1
   int world_size_ = 0;
   int local_rank_ = 0;
   std::vector<int> on_host_;  // world ranks of this host, by local rank
@@ -119,21 +80,48 @@ class Session final : public MpiSession {
   std::unique_ptr<EndTimer> end_timer_;
   std::unique_ptr<Heartbeat> heartbeat_;
   std::unique_ptr<Transport> transport_;
+  std::vector<std::byte> byes_;  // to and from all ranks
   bool finished_ = false;
 };
 
 absl::Status Session::Start(int* argc, char*** argv) {
+  // From here on: mpirun tells the others by a signal when a rank ends early.
+  if (options_.catch_termination) CatchTermination();
+  end_timer_ = std::make_unique<EndTimer>(options_.end_after_loss,
+                                          options_.end_after_termination);
+  end_timer_->Waits(
+      Waiting("start",
+              absl::StrCat("not all have come within ",
+                           absl::FormatDuration(options_.start_timeout),
+                           " or one has ended; look at the program "
+                           "of each rank, or allow more by "
+                           "--start-timeout")),
+      options_.start_timeout);
+  PORTOLAN_RETURN_IF_ERROR(Meet(argc, argv));
+  end_timer_->Returned();
+  heartbeat_->Start([this](const LostPeer& lost) { Lost(lost); });
+  return absl::OkStatus();
+}
+
+// All that waits for other ranks without a deadline.
+absl::Status Session::Meet(int* argc, char*** argv) {
   PORTOLAN_RETURN_IF_ERROR(StartMpi(argc, argv));
   ExchangeCards();
   PORTOLAN_ASSIGN_OR_RETURN(const bool shared, UseSharedMemory());
-  const size_t ring_bytes =
-      RingTransport::RingBytesFor(world_size_, options_.total_ring_bytes);
-  memory_ = std::make_unique<NodeMemory>(
-      node_, shared ? RingTransport::InboxBytes(world_size_, ring_bytes) : 0);
-  if (options_.catch_termination) CatchTermination();
-  StartHeartbeat();
-  StartTransport(shared);
+  PORTOLAN_RETURN_IF_ERROR(ShareMemory(shared));
+  WireHeartbeat();
+  WireTransport(shared);
   return absl::OkStatus();
+}
+
+// "rank 0 on host7 waits in phase `start` for other ranks: ".
+std::string Session::Waiting(absl::string_view phase,
+                             absl::string_view how) const {
+  char host[64] = {};
+  gethostname(host, sizeof(host) - 1);
+  return absl::StrCat(rank_ < 0 ? "a rank" : absl::StrCat("rank ", rank_),
+                      " on ", host, " waits in phase `", phase,
+                      "` for other ranks: ", how);
 }
 
 absl::Status Session::StartMpi(int* argc, char*** argv) {
@@ -146,9 +134,8 @@ absl::Status Session::StartMpi(int* argc, char*** argv) {
         "installation, or run without mpirun");
   }
   // Collectives are used here only, where mpirun still ends the job by itself
-  // if a rank dies.
+  // if a rank dies, and so does MPI on any other error of theirs.
   MPI_Comm_dup(MPI_COMM_WORLD, &world_);
-  MPI_Comm_set_errhandler(world_, MPI_ERRORS_RETURN);
   MPI_Comm_rank(world_, &rank_);
   MPI_Comm_size(world_, &world_size_);
   MPI_Comm_split_type(world_, MPI_COMM_TYPE_SHARED, rank_, MPI_INFO_NULL,
@@ -162,7 +149,7 @@ absl::Status Session::StartMpi(int* argc, char*** argv) {
 }
 
 void Session::ExchangeCards() {
-  const bool other_hosts = local_size() < world_size_;
+  const bool other_hosts = std::ssize(on_host_) < world_size_;
   endpoint_ = Heartbeat::OpenEndpoint(other_hosts);
   Card mine;
   gethostname(mine.host, sizeof(mine.host) - 1);
@@ -187,7 +174,28 @@ absl::StatusOr<bool> Session::UseSharedMemory() const {
       "; use --transport mpi or auto"));
 }
 
-void Session::StartHeartbeat() {
+// Every rank hears if one host is short of memory.
+absl::Status Session::ShareMemory(bool shared) {
+  const size_t ring_bytes =
+      RingTransport::RingBytesFor(world_size_, options_.total_ring_bytes);
+  auto memory = NodeMemory::Create(
+      node_, shared ? RingTransport::InboxBytes(world_size_, ring_bytes) : 0);
+  const int mine = memory.ok() ? 0 : 1;
+  std::vector<int> failed(static_cast<size_t>(world_size_));
+  MPI_Allgather(&mine, 1, MPI_INT, failed.data(), 1, MPI_INT, world_);
+  const auto first = std::find(failed.begin(), failed.end(), 1);
+  if (first == failed.end()) {
+    memory_ = *std::move(memory);
+    return absl::OkStatus();
+  }
+  const auto odd = static_cast<size_t>(first - failed.begin());
+  return absl::ResourceExhaustedError(absl::StrCat(
+      "rank ", odd, " on ", cards_[odd].host, ": ",
+      memory.ok() ? "the ranks of its host cannot share memory, as it says"
+                  : memory.status().message()));
+}
+
+void Session::WireHeartbeat() {
   std::vector<LifePeer> peers;
   for (int rank = 0; rank < world_size_; ++rank) {
     if (rank == rank_) continue;
@@ -199,33 +207,47 @@ void Session::StartHeartbeat() {
     }
     peers.push_back(peer);
   }
-  end_timer_ = std::make_unique<EndTimer>(options_.end_after_loss,
-                                          options_.end_after_termination);
   heartbeat_ = std::make_unique<Heartbeat>(
       Rank{rank_}, memory_->cell(static_cast<size_t>(local_rank_)),
       std::move(peers), endpoint_, cards_[0].job,
-      HeartbeatOptions{.beat = options_.beat, .silence = options_.silence},
-      [this](const LostPeer& lost) {
-        end_timer_->Lost(absl::StrCat(
-            "rank ", ToIndex(lost.rank), " on ",
-            cards_[static_cast<size_t>(ToIndex(lost.rank))].host, " is lost (",
-            lost.how, "), noticed by rank ", rank_,
-            ", which was too busy to stop in time: restart the job"));
-      });
+      HeartbeatOptions{.beat = options_.beat, .silence = options_.silence});
 }
 
-void Session::StartTransport(bool shared) {
+// On the heartbeat's thread.
+void Session::Lost(const LostPeer& lost) {
+  end_timer_->Lost(absl::StrCat(
+      "rank ", ToIndex(lost.rank), " on ", transport_->host(lost.rank),
+      " is lost (", lost.how, "), noticed by rank ", rank_, " on ",
+      transport_->host(Rank{rank_}), ", which was too busy to stop in time",
+      Describe(transport_->doing()), ": restart the job"));
+}
+
+// By rank. Two hosts of one name get their first rank's number behind it: who
+// compares names finds the ranks of a host.
+std::vector<std::string> Session::Hosts() const {
   std::vector<std::string> hosts;
-  for (const Card& card : cards_) hosts.emplace_back(card.host);
+  for (const Card& card : cards_) {
+    const bool shared_name =
+        std::any_of(cards_.begin(), cards_.end(), [&](const Card& other) {
+          return other.node != card.node &&
+                 std::strcmp(other.host, card.host) == 0;
+        });
+    hosts.push_back(shared_name ? absl::StrCat(card.host, "#", card.node)
+                                : std::string(card.host));
+  }
+  return hosts;
+}
+
+void Session::WireTransport(bool shared) {
   if (!shared) {
-    transport_ =
-        std::make_unique<MpiTransport>(world_, std::move(hosts), *heartbeat_);
+    MPI_Comm_set_errhandler(world_, MPI_ERRORS_RETURN);
+    transport_ = std::make_unique<MpiTransport>(world_, Hosts(), *heartbeat_);
     return;
   }
   transport_ = std::make_unique<RingTransport>(
       Rank{rank_}, memory_->Inboxes(), *heartbeat_,
       RingTransport::Options{.name = "shm",
-                             .hosts = std::move(hosts),
+                             .hosts = Hosts(),
                              .ring_bytes = RingTransport::RingBytesFor(
                                  world_size_, options_.total_ring_bytes)});
 }
@@ -233,11 +255,13 @@ void Session::StartTransport(bool shared) {
 // All ranks say that they have nothing more to send.
 absl::Status Session::WaitForAll() {
   const auto world = static_cast<size_t>(world_size_);
-  const std::byte bye{1};
-  std::vector<std::byte> byes(world);
-  std::vector<std::span<const std::byte>> send(world, {&bye, 1});
+  byes_.assign(2 * world, std::byte{1});
+  std::vector<std::span<const std::byte>> send;
   std::vector<std::span<std::byte>> recv;
-  for (std::byte& one : byes) recv.emplace_back(&one, 1);
+  for (size_t rank = 0; rank < world; ++rank) {
+    send.emplace_back(&byes_[rank], 1);
+    recv.emplace_back(&byes_[world + rank], 1);
+  }
   return transport_->AllToAllV(
       send, recv, WaitContext{.phase = "finish", .timeout = kFinishTimeout});
 }
@@ -248,15 +272,20 @@ int Session::Finish(const absl::Status& status, int failure_code) {
     std::fprintf(stderr, "error: %s\n", std::string(all.message()).c_str());
     EndNow(all, failure_code);
   }
+  end_timer_->Waits(
+      Waiting("finish",
+              "one has died or hangs as it leaves; what this rank "
+              "had to do is done, restart the job if others had not"),
+      options_.finish_timeout);
   heartbeat_->Announce(absl::OkStatus());
-  transport_.reset();
   heartbeat_.reset();
-  end_timer_.reset();
+  transport_.reset();
   MPI_Barrier(node_);  // all have left the shared memory
-  memory_->Free();
+  memory_.reset();
   MPI_Comm_free(&node_);
   MPI_Comm_free(&world_);
   MPI_Finalize();
+  end_timer_.reset();
   finished_ = true;
   return 0;
 }

@@ -25,9 +25,17 @@ struct MpiSessionOptions {
   absl::Duration beat = absl::Milliseconds(250);
   absl::Duration silence = absl::Seconds(2);
 
+  // MPI has no deadlines where all ranks meet: at the start, and as they leave.
+  // A rank that waits longer there is ended with an error line on stderr.
+  absl::Duration start_timeout = absl::Minutes(5);
+  absl::Duration finish_timeout = absl::Minutes(1);
+  // This rank as the launcher tells it, for errors before MPI can; -1: unknown.
+  int launched_rank = -1;
+
   // A rank that is busy with something long when a peer is lost is ended after
-  // this time, with an error line on stderr. Infinite: never.
-  absl::Duration end_after_loss = absl::Seconds(2.5);
+  // this time, with an error line on stderr: well before mpirun kills it (see
+  // --grace of portolan-launch). Infinite: never.
+  absl::Duration end_after_loss = absl::Seconds(1);
 
   // SIGTERM is counted (termination.h), so that a lost peer is still named;
   // a program that does not look at the count itself is ended this long after
@@ -44,7 +52,8 @@ class MpiSession {
  public:
   // Initialises MPI (funnelled) and meets the other ranks. Collective.
   // Errors: kInvalidArgument if shm is asked for and ranks are on several
-  // hosts; kInternal if MPI cannot be initialised; kResourceExhausted.
+  // hosts; kInternal if MPI cannot be initialised; kResourceExhausted, on all
+  // ranks, if those of a host cannot share memory.
   static absl::StatusOr<std::unique_ptr<MpiSession>> Create(
       int* argc, char*** argv, const MpiSessionOptions& options = {});
 
@@ -53,10 +62,6 @@ class MpiSession {
   virtual ~MpiSession() = default;
 
   virtual Transport& transport() = 0;
-
-  // This rank's place among the ranks of its host, to share out its cores.
-  virtual int local_rank() const = 0;
-  virtual int local_size() const = 0;
 
   // The last call. With OK: waits for all ranks to come here, ends MPI and
   // returns 0. With an error, or if a peer is lost meanwhile (then with an

@@ -10,10 +10,10 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "absl/time/clock.h"
 #include "comm/peer_errors.h"
 #include "runtime/base/check.h"
 #include "runtime/base/status_macros.h"
+#include "runtime/base/steady_now.h"
 
 namespace portolan {
 namespace {
@@ -56,7 +56,7 @@ absl::Status MpiTransport::AllToAllAny(SendBuffers send, ReceiveBuffers recv,
                  received.size() == hosts_.size());
   std::fill(received.begin(), received.end(), kNotReceived);
   if (!broken_.ok()) return broken_;
-  broken_ = Post(send, recv);
+  broken_ = Post(send, recv, context);
   const auto self = static_cast<size_t>(ToIndex(rank_));
   if (!send[self].empty()) {
     PORTOLAN_CHECK(send[self].size() <= recv[self].size());
@@ -67,34 +67,45 @@ absl::Status MpiTransport::AllToAllAny(SendBuffers send, ReceiveBuffers recv,
   return broken_;
 }
 
-absl::Status MpiTransport::Post(SendBuffers send, ReceiveBuffers recv) {
+absl::Status MpiTransport::Post(SendBuffers send, ReceiveBuffers recv,
+                                const WaitContext& context) {
   const size_t world = hosts_.size();
   const auto self = static_cast<size_t>(ToIndex(rank_));
-  int error = MPI_SUCCESS;
+  const auto refused = [&](size_t peer, int error) {
+    return absl::InternalError(
+        absl::StrCat("MPI refused a message between rank ", ToIndex(rank_),
+                     " and rank ", peer, " on ", hosts_[peer], " (MPI error ",
+                     error, ")", Describe(context)));
+  };
   num_pending_ = 0;
   for (size_t i = 1; i < world; ++i) {
     const size_t peer = (self + i) % world;
     if (recv[peer].empty()) continue;
     const size_t capacity = std::min<size_t>(recv[peer].size(), INT_MAX);
-    error |= MPI_Irecv(recv[peer].data(), static_cast<int>(capacity), MPI_BYTE,
-                       static_cast<int>(peer), kTag, communicator_,
-                       &requests_[peer]);
+    const int error = MPI_Irecv(recv[peer].data(), static_cast<int>(capacity),
+                                MPI_BYTE, static_cast<int>(peer), kTag,
+                                communicator_, &requests_[peer]);
+    if (error != MPI_SUCCESS) return refused(peer, error);
     ++num_pending_;
   }
   for (size_t i = 1; i < world; ++i) {
     const size_t peer = (self + i) % world;
     if (send[peer].empty()) continue;
-    PORTOLAN_CHECK(send[peer].size() <= INT_MAX);
-    error |= MPI_Isend(send[peer].data(), static_cast<int>(send[peer].size()),
-                       MPI_BYTE, static_cast<int>(peer), kTag, communicator_,
-                       &requests_[world + peer]);
+    if (send[peer].size() > INT_MAX) {
+      return absl::InternalError(
+          absl::StrCat("a message of ", send[peer].size(), " bytes from rank ",
+                       ToIndex(rank_), " to rank ", peer, " on ", hosts_[peer],
+                       " is larger than MPI carries", Describe(context)));
+    }
+    const int error = MPI_Isend(
+        send[peer].data(), static_cast<int>(send[peer].size()), MPI_BYTE,
+        static_cast<int>(peer), kTag, communicator_, &requests_[world + peer]);
+    if (error != MPI_SUCCESS) return refused(peer, error);
     ++num_pending_;
     ++stats_.messages_sent;
     stats_.bytes_sent += static_cast<int64_t>(send[peer].size());
   }
-  if (error == MPI_SUCCESS) return absl::OkStatus();
-  return absl::InternalError(
-      absl::StrCat("MPI refused a message (error ", error, ")"));
+  return absl::OkStatus();
 }
 
 absl::Status MpiTransport::WaitForAll(std::span<size_t> received,
@@ -104,8 +115,8 @@ absl::Status MpiTransport::WaitForAll(std::span<size_t> received,
   while (num_pending_ > 0) {
     PORTOLAN_ASSIGN_OR_RETURN(const bool moved, Test(received, context));
     if (moved || ++spins < spins_) continue;
-    if (started == absl::InfiniteFuture()) started = absl::Now();
-    const absl::Duration waited = absl::Now() - started;
+    if (started == absl::InfiniteFuture()) started = SteadyNow();
+    const absl::Duration waited = SteadyNow() - started;
     if (absl::Status trouble = FindTrouble(context, waited); !trouble.ok()) {
       // What a lost peer sent before its end, an abort with its reason above
       // all, still counts.
@@ -149,8 +160,8 @@ absl::Status MpiTransport::Complete(const MPI_Status& status, size_t index,
         absl::StrCat(error_class == MPI_ERR_TRUNCATE
                          ? "a message larger than expected came from rank "
                          : "MPI reports a failed message with rank ",
-                     peer, " on ", hosts_[peer], " (MPI error ",
-                     status.MPI_ERROR, ")", Describe(context)));
+                     peer, " on ", hosts_[peer], " to rank ", ToIndex(rank_),
+                     " (MPI error ", status.MPI_ERROR, ")", Describe(context)));
   }
   if (index >= hosts_.size()) return absl::OkStatus();  // a send
   int bytes = 0;
@@ -179,15 +190,17 @@ absl::Status MpiTransport::FindTrouble(const WaitContext& context,
 
 absl::StatusOr<bool> MpiTransport::WaitForMessage(absl::Duration timeout) {
   if (!broken_.ok()) return broken_;
-  const absl::Time deadline = absl::Now() + timeout;
+  const WaitContext context{.phase = "idle"};
+  Note(context);
+  const absl::Time deadline = SteadyNow() + timeout;
   while (true) {
     int found = 0;
     MPI_Iprobe(MPI_ANY_SOURCE, kTag, communicator_, &found, MPI_STATUS_IGNORE);
     if (found != 0) return true;
-    const absl::Duration left = deadline - absl::Now();
+    const absl::Duration left = deadline - SteadyNow();
     if (woken_.exchange(false) || left <= absl::ZeroDuration()) return false;
     if (const auto lost = watch_.lost()) {
-      broken_ = LostPeerError(*this, *lost, WaitContext{.phase = "idle"});
+      broken_ = LostPeerError(*this, *lost, context);
       return broken_;
     }
     const uint32_t seen = bell_.Prepare();

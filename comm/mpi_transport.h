@@ -38,7 +38,8 @@ class MpiTransport final : public Transport {
   TransportStats stats() const override { return stats_; }
 
  private:
-  absl::Status Post(SendBuffers send, ReceiveBuffers recv);
+  absl::Status Post(SendBuffers send, ReceiveBuffers recv,
+                    const WaitContext& context);
   // Completes what can be; tells whether anything was.
   absl::StatusOr<bool> Test(std::span<size_t> received,
                             const WaitContext& context);
@@ -54,7 +55,6 @@ class MpiTransport final : public Transport {
   const PeerWatch& watch_;
   const int spins_;
   Rank rank_{};
-  absl::Status broken_;
   TransportStats stats_;
   std::atomic<bool> woken_{false};
   Bell bell_;  // for Wake()

@@ -9,9 +9,9 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "absl/time/clock.h"
 #include "comm/peer_errors.h"
 #include "runtime/base/check.h"
+#include "runtime/base/steady_now.h"
 
 namespace portolan {
 namespace {
@@ -88,10 +88,12 @@ absl::Status RingTransport::AllToAllAny(SendBuffers send, ReceiveBuffers recv,
   while (true) {
     const bool moved = Progress(send, recv, received);
     if (Done()) return absl::OkStatus();
-    if (oversized_ != 0) {
+    if (oversized_) {
+      const Rank sender{static_cast<int32_t>(*oversized_)};
       broken_ = absl::InternalError(absl::StrCat(
-          "rank ", ToIndex(rank_), " got a message of ", oversized_,
-          " bytes, more than it expected", Describe(context)));
+          "rank ", *oversized_, " on ", host(sender), " sent a message of ",
+          flows_[*oversized_].recv.size, " bytes where rank ", ToIndex(rank_),
+          " expected at most ", recv[*oversized_].size(), Describe(context)));
       return broken_;
     }
     if (moved) continue;
@@ -123,6 +125,7 @@ bool RingTransport::Progress(SendBuffers send, ReceiveBuffers recv,
     bool here = false;
     if (flow.send.pending) here |= Push(flow, send[peer]);
     if (flow.recv.pending) here |= Pull(flow, recv[peer], received[peer]);
+    if (flow.oversized) oversized_ = peer;
     if (here) flow.door->bell.RingIfAsleep();
     moved |= here;
   }
@@ -159,7 +162,7 @@ bool RingTransport::Pull(Flow& flow, std::span<std::byte> data,
     half.frame_done += moved;
     if (half.frame_done < kFrameBytes) return moved > 0;
     if (half.size > data.size()) {
-      oversized_ = half.size;
+      flow.oversized = true;
       return true;
     }
   }
@@ -182,7 +185,7 @@ absl::Status RingTransport::Wait(const WaitContext& context,
     if (AnyProgressPossible()) return absl::OkStatus();
     _mm_pause();
   }
-  if (started == absl::InfiniteFuture()) started = absl::Now();
+  if (started == absl::InfiniteFuture()) started = SteadyNow();
   if (absl::Status trouble = FindTrouble(context, started); !trouble.ok()) {
     // What a lost peer sent before its end, an abort with its reason above
     // all, still counts.
@@ -210,7 +213,7 @@ absl::Status RingTransport::FindTrouble(const WaitContext& context,
                           .how = "it has left the world"},
                          context);
   }
-  if (absl::Now() - started < context.timeout) return absl::OkStatus();
+  if (SteadyNow() - started < context.timeout) return absl::OkStatus();
   std::vector<Rank> slow;
   for (size_t peer = 0; peer < flows_.size(); ++peer) {
     if (flows_[peer].Pending())
@@ -234,11 +237,12 @@ bool RingTransport::AnyProgressPossible() const {
 
 absl::StatusOr<bool> RingTransport::WaitForMessage(absl::Duration timeout) {
   if (!broken_.ok()) return broken_;
-  const absl::Time deadline = absl::Now() + timeout;
   const WaitContext context{.phase = "idle"};
+  Note(context);
+  const absl::Time deadline = SteadyNow() + timeout;
   while (true) {
     if (AnyInput()) return true;
-    if (woken_.exchange(false) || absl::Now() >= deadline) return false;
+    if (woken_.exchange(false) || SteadyNow() >= deadline) return false;
     if (const auto lost = watch_.lost()) {
       broken_ = LostPeerError(*this, *lost, context);
       return broken_;
@@ -249,7 +253,7 @@ absl::StatusOr<bool> RingTransport::WaitForMessage(absl::Duration timeout) {
     } else {
       own_door_->bell.Sleep(
           seen, std::min(10 * kSliceMicroseconds,
-                         absl::ToInt64Microseconds(deadline - absl::Now())));
+                         absl::ToInt64Microseconds(deadline - SteadyNow())));
     }
   }
 }

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <atomic>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -72,6 +73,7 @@ class RingTransport final : public Transport {
     Ring out, in;
     Door* door = nullptr;  // of the peer
     Half send, recv;
+    bool oversized = false;  // a message came that does not fit
 
     bool Pending() const { return send.pending || recv.pending; }
   };
@@ -93,10 +95,9 @@ class RingTransport final : public Transport {
   const Options options_;
   const int spins_;
   Door* own_door_ = nullptr;
-  std::vector<Flow> flows_;  // [world_size]
-  int num_pending_ = 0;      // halves
-  uint64_t oversized_ = 0;   // size of a message that does not fit, or 0
-  absl::Status broken_;
+  std::vector<Flow> flows_;          // [world_size]
+  int num_pending_ = 0;              // halves
+  std::optional<size_t> oversized_;  // the peer whose message does not fit
   TransportStats stats_;
   std::atomic<bool> woken_{false};
 };

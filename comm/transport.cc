@@ -9,10 +9,21 @@
 
 namespace portolan {
 
+void Transport::Note(const WaitContext& doing) {
+  MutexLock lock(mu_);
+  doing_ = doing;
+}
+
+WaitContext Transport::doing() const {
+  MutexLock lock(mu_);
+  return doing_;
+}
+
 absl::Status Transport::AllToAllV(SendBuffers send, ReceiveBuffers recv,
                                   const WaitContext& context) {
   // One thread per rank, so a per-thread buffer is a per-rank buffer.
   thread_local std::vector<size_t> received;
+  Note(context);
   received.assign(static_cast<size_t>(world_size()), kNotReceived);
   if (absl::Status status = AllToAllAny(send, recv, received, context);
       !status.ok()) {
@@ -20,10 +31,11 @@ absl::Status Transport::AllToAllV(SendBuffers send, ReceiveBuffers recv,
   }
   for (size_t peer = 0; peer < recv.size(); ++peer) {
     if (recv[peer].empty() || received[peer] == recv[peer].size()) continue;
-    return absl::InternalError(absl::StrCat(
+    broken_ = absl::InternalError(absl::StrCat(
         "rank ", peer, " on ", host(Rank(static_cast<int>(peer))), " sent ",
         received[peer], " bytes where rank ", ToIndex(rank()), " expected ",
         recv[peer].size(), Describe(context)));
+    return broken_;
   }
   return absl::OkStatus();
 }

@@ -6,19 +6,21 @@
 #include <span>
 #include <string>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "runtime/base/aligned_buffer.h"
 #include "runtime/base/ids.h"
+#include "runtime/base/mutex.h"
 
 namespace portolan {
 
 // What a rank is doing while it waits for others: for deadlines and errors.
 struct WaitContext {
-  absl::string_view
-      phase;           // "step record", "header", "payload", "combine", ...
+  // "step record", "header", "payload", "combine", ...; a literal
+  absl::string_view phase;
   int64_t step = -1;   // -1: outside of a step
   int32_t layer = -1;  // -1: outside of a layer
   absl::Duration timeout = absl::Minutes(2);
@@ -48,7 +50,7 @@ inline constexpr size_t kNotReceived = std::numeric_limits<size_t>::max();
 // sends of the failed call are abandoned, not ended: their buffers must stay
 // until the process ends (KeepUntilExit()).
 //
-// On one thread per rank only, except Wake().
+// On one thread per rank only, except Wake() and doing().
 class Transport {
  public:
   using SendBuffers = std::span<const std::span<const std::byte>>;
@@ -84,6 +86,20 @@ class Transport {
   virtual void Wake() = 0;
 
   virtual TransportStats stats() const = 0;
+
+  // What this rank does from now on, for whoever has to say where it was when
+  // it could not go on itself. AllToAllV() and WaitForMessage() note their own.
+  void Note(const WaitContext& doing) ABSL_LOCKS_EXCLUDED(mu_);
+  // Thread-safe.
+  WaitContext doing() const ABSL_LOCKS_EXCLUDED(mu_);
+
+ protected:
+  // Not OK: the world is broken, and every call returns this.
+  absl::Status broken_;
+
+ private:
+  mutable Mutex mu_;
+  WaitContext doing_ ABSL_GUARDED_BY(mu_){.phase = "start"};
 };
 
 // Keeps memory that an abandoned operation may still read until the process

@@ -82,6 +82,8 @@ absl::Status RunProcess(const WorldOptions& options, RankBody body) {
   MpiSessionOptions mpi;
   PORTOLAN_ASSIGN_OR_RETURN(mpi.transport,
                             ParseTransportKind(options.transport));
+  mpi.start_timeout = absl::Seconds(options.start_timeout_s);
+  mpi.launched_rank = options.launched_rank;
   mpi.silence = absl::Seconds(options.liveness_timeout_s);
   if (options.drains) mpi.end_after_termination = absl::InfiniteDuration();
   PORTOLAN_ASSIGN_OR_RETURN(const std::unique_ptr<MpiSession> session,

@@ -7,11 +7,14 @@
 #include <ctime>
 #include <filesystem>
 #include <functional>
+#include <initializer_list>
+#include <span>
 #include <string_view>
 
 #include "CLI/CLI.hpp"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "comm/agreement.h"
 #include "experts/link_model.h"
 #include "experts/memory_budget.h"
 #include "experts/policies.h"
@@ -127,6 +130,23 @@ void AddSizes(CLI::App& command, JobOptions& options) {
       "cgroup leave)");
 }
 
+// The first of these variables that is set; empty if none is.
+std::string FirstOf(std::initializer_list<const char*> names) {
+  for (const char* name : names) {
+    if (const char* value = std::getenv(name); value != nullptr) return value;
+  }
+  return "";
+}
+
+uint64_t EpochOfEnvironment() {
+  const std::string job =
+      FirstOf({"PORTOLAN_LAUNCH_ID", "SLURM_JOB_ID", "PMIX_NAMESPACE"});
+  uint64_t restarts = 0;
+  (void)absl::SimpleAtoi(
+      FirstOf({"PORTOLAN_RESTART_COUNT", "SLURM_RESTART_COUNT"}), &restarts);
+  return Digest(std::as_bytes(std::span(job))) << 16 | (restarts & 0xffff);
+}
+
 // For the system tests; not shown by --help.
 void AddTestFlags(CLI::App& command, JobOptions& options) {
   AddFlag(command, "--fault", options.fault, "")->group("");
@@ -225,8 +245,13 @@ void AddWorldOptions(CLI::App& command, WorldOptions& options) {
   AddFlag(command, "--liveness-timeout", options.liveness_timeout_s,
           "Seconds of silence after which a rank counts as dead")
       ->check(CLI::Range(0.5, 3600.0));
+  AddFlag(command, "--start-timeout", options.start_timeout_s,
+          "Seconds that processes under mpirun wait for each other to start")
+      ->check(CLI::Range(1.0, 86400.0));
   options.launched_by_mpi = std::getenv("OMPI_COMM_WORLD_SIZE") != nullptr ||
                             std::getenv("PMIX_RANK") != nullptr;
+  (void)absl::SimpleAtoi(FirstOf({"PMIX_RANK"}), &options.launched_rank);
+  options.epoch = EpochOfEnvironment();
 }
 
 void LetFirstRankSpeak() {

@@ -27,7 +27,12 @@ struct WorldOptions {
   int ranks = 0;  // > 0: that many ranks as threads of this process
   std::string transport = "auto";  // auto | mpi | shm | local
   double liveness_timeout_s = 2;
+  double start_timeout_s = 300;
   bool launched_by_mpi = false;  // by mpirun or srun, as the environment says
+  int launched_rank = -1;        // as it says; -1: it does not
+  // Tells this start of the job from all others: 48 bits for the job as the
+  // environment names it, then 16 that rise with every restart.
+  uint64_t epoch = 0;
   // Set by the subcommands: SIGTERM is theirs to act on, without a limit.
   bool drains = false;
 

@@ -6,6 +6,7 @@
 
 #include "comm/ring.h"
 #include "runtime/base/aligned_buffer.h"
+#include "runtime/base/steady_now.h"
 
 namespace portolan {
 namespace {
@@ -72,8 +73,11 @@ TEST(BellTest, ARingAfterPrepareEndsTheSleepAtOnce) {
   Bell& bell = *reinterpret_cast<Bell*>(memory.data());
   const uint32_t seen = bell.Prepare();
 
+  const absl::Time before = SteadyNow();
   bell.RingIfAsleep();
   bell.Sleep(seen, 60'000'000);  // a minute, were the ring lost
+
+  EXPECT_LT(SteadyNow() - before, absl::Seconds(50));
 }
 
 }  // namespace

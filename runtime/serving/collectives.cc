@@ -3,9 +3,11 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <numeric>
 #include <span>
 
 #include "absl/strings/str_cat.h"
+#include "comm/gather.h"
 #include "runtime/base/status_macros.h"
 
 namespace portolan {
@@ -39,6 +41,27 @@ absl::Status FromRecord(const StatusRecord& record, Rank rank,
                                    std::string(record.text.data(), bytes)));
 }
 
+// The size of every rank's text.
+absl::StatusOr<std::vector<size_t>> AllSizes(Transport& transport, size_t mine,
+                                             const WaitContext& context) {
+  PORTOLAN_ASSIGN_OR_RETURN(
+      const MessageMemory memory,
+      AllGather(transport, std::as_bytes(std::span(&mine, 1)), context));
+  const auto sizes =
+      memory.As<size_t>().first(static_cast<size_t>(transport.world_size()));
+  return std::vector<size_t>(sizes.begin(), sizes.end());
+}
+
+ConstBytes CopyOf(std::string_view text, Bytes memory) {
+  const ConstBytes bytes = std::as_bytes(std::span(text));
+  std::copy(bytes.begin(), bytes.end(), memory.begin());
+  return memory.first(text.size());
+}
+
+std::string TextIn(ConstBytes bytes) {
+  return std::string(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+}
+
 }  // namespace
 
 absl::StatusOr<std::vector<std::string>> GatherToRoot(Transport& transport,
@@ -47,24 +70,28 @@ absl::StatusOr<std::vector<std::string>> GatherToRoot(Transport& transport,
   const auto world = static_cast<size_t>(transport.world_size());
   const bool is_root = transport.rank() == Rank{0};
   const WaitContext context{.phase = "gather", .timeout = timeout};
-  const uint64_t size = text.size();
-  std::vector<uint64_t> sizes(world);
+  PORTOLAN_ASSIGN_OR_RETURN(const std::vector<size_t> sizes,
+                            AllSizes(transport, text.size(), context));
 
+  // This rank's text, then on rank 0 those of all ranks.
+  const size_t arriving =
+      is_root ? std::accumulate(sizes.begin(), sizes.end(), size_t{0}) : 0;
+  PORTOLAN_ASSIGN_OR_RETURN(MessageMemory memory,
+                            MessageMemory::Allocate(text.size() + arriving));
   std::vector<ConstBytes> send(world);
   std::vector<Bytes> receive(world);
-  send[0] = std::as_bytes(std::span(&size, 1));
+  send[0] = CopyOf(text, memory.bytes());
+  size_t begin = text.size();
   for (size_t rank = 0; is_root && rank < world; ++rank) {
-    receive[rank] = std::as_writable_bytes(std::span(&sizes[rank], 1));
+    receive[rank] = memory.bytes().subspan(begin, sizes[rank]);
+    begin += sizes[rank];
   }
-  PORTOLAN_RETURN_IF_ERROR(transport.AllToAllV(send, receive, context));
-
-  std::vector<std::string> texts(is_root ? world : 0);
-  send[0] = std::as_bytes(std::span(text));
+  PORTOLAN_RETURN_IF_ERROR(
+      memory.AbandonUnless(transport.AllToAllV(send, receive, context)));
+  std::vector<std::string> texts;
   for (size_t rank = 0; is_root && rank < world; ++rank) {
-    texts[rank].resize(sizes[rank]);
-    receive[rank] = std::as_writable_bytes(std::span(texts[rank]));
+    texts.push_back(TextIn(receive[rank]));
   }
-  PORTOLAN_RETURN_IF_ERROR(transport.AllToAllV(send, receive, context));
   return texts;
 }
 
@@ -74,37 +101,31 @@ absl::StatusOr<std::string> BroadcastFromRoot(Transport& transport,
   const auto world = static_cast<size_t>(transport.world_size());
   const bool is_root = transport.rank() == Rank{0};
   const WaitContext context{.phase = "broadcast", .timeout = timeout};
-  uint64_t size = text.size();
-  const uint64_t own_size = size;
+  PORTOLAN_ASSIGN_OR_RETURN(const std::vector<size_t> sizes,
+                            AllSizes(transport, text.size(), context));
+
+  const size_t size = sizes[0];
+  PORTOLAN_ASSIGN_OR_RETURN(MessageMemory memory,
+                            MessageMemory::Allocate(2 * size));
   std::vector<ConstBytes> send(world);
   std::vector<Bytes> receive(world);
-  if (is_root) {
-    std::fill(send.begin(), send.end(), std::as_bytes(std::span(&own_size, 1)));
-  }
-  receive[0] = std::as_writable_bytes(std::span(&size, 1));
-  PORTOLAN_RETURN_IF_ERROR(transport.AllToAllV(send, receive, context));
-
-  std::string received(size, '\0');
   if (is_root)
-    std::fill(send.begin(), send.end(), std::as_bytes(std::span(text)));
-  receive[0] = std::as_writable_bytes(std::span(received));
-  PORTOLAN_RETURN_IF_ERROR(transport.AllToAllV(send, receive, context));
-  return received;
+    std::fill(send.begin(), send.end(), CopyOf(text, memory.bytes()));
+  receive[0] = memory.bytes().subspan(size, size);
+  PORTOLAN_RETURN_IF_ERROR(
+      memory.AbandonUnless(transport.AllToAllV(send, receive, context)));
+  return TextIn(receive[0]);
 }
 
 absl::Status AgreeOnStatus(Transport& transport, const absl::Status& mine,
                            absl::Duration timeout) {
-  const auto world = static_cast<size_t>(transport.world_size());
-  const WaitContext context{.phase = "start", .timeout = timeout};
   const StatusRecord record = ToRecord(mine);
-  std::vector<StatusRecord> records(world);
-  const std::vector<ConstBytes> send(world,
-                                     std::as_bytes(std::span(&record, 1)));
-  std::vector<Bytes> receive(world);
-  for (size_t rank = 0; rank < world; ++rank) {
-    receive[rank] = std::as_writable_bytes(std::span(&records[rank], 1));
-  }
-  PORTOLAN_RETURN_IF_ERROR(transport.AllToAllV(send, receive, context));
+  PORTOLAN_ASSIGN_OR_RETURN(
+      const MessageMemory memory,
+      AllGather(transport, std::as_bytes(std::span(&record, 1)),
+                WaitContext{.phase = "start", .timeout = timeout}));
+  const auto world = static_cast<size_t>(transport.world_size());
+  const auto records = memory.As<StatusRecord>().first(world);
   for (size_t rank = 0; rank < world; ++rank) {
     if (records[rank].code != 0) {
       return FromRecord(records[rank], Rank{static_cast<int32_t>(rank)},
