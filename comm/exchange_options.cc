@@ -57,6 +57,8 @@ absl::Status ExchangeOptions::Validate() const {
   PORTOLAN_RETURN_IF_ERROR(at_least("step_hint_layers", step_hint_layers, 0));
   PORTOLAN_RETURN_IF_ERROR(
       at_least("num_layers", num_layers, (step_hint_layers + 1) / 2));
+  PORTOLAN_RETURN_IF_ERROR(at_least(
+      "expert_load_time", absl::ToInt64Microseconds(expert_load_time), 0));
   for (const int32_t distance : hint_distances) {
     PORTOLAN_RETURN_IF_ERROR(at_least("hint_distances", distance, 1));
   }
@@ -64,9 +66,14 @@ absl::Status ExchangeOptions::Validate() const {
 }
 
 int32_t RoundTokens(const ExchangeOptions& options, int world_size) {
-  return static_cast<int32_t>(
-      std::min<int64_t>(options.buffer_bytes / TokenBytes(options, world_size),
-                        options.max_round_tokens));
+  // MPI counts the bytes of a message by an int: rows to, and results from, one
+  // rank.
+  const int64_t most_per_token =
+      std::max(options.row_bytes, options.top_k * options.hidden *
+                                      static_cast<int64_t>(sizeof(float)));
+  return static_cast<int32_t>(std::min<int64_t>(
+      {options.buffer_bytes / TokenBytes(options, world_size),
+       INT32_MAX / most_per_token, options.max_round_tokens}));
 }
 
 int64_t MostBufferBytes(const ExchangeOptions& options, int world_size) {

@@ -60,16 +60,19 @@ struct ExchangeOptions {
   std::vector<int32_t> hint_distances;
   int32_t step_hint_layers = 0;
 
-  uint64_t epoch = 0;              // of the job: rises with every restart
+  uint64_t epoch = 0;              // which job, and which start of it
   uint64_t numerics_id = 0;        // two ranks with different ones may not
   uint64_t model_fingerprint = 0;  // compute together
 
   // Create() waits for ranks that still load; a step waits step_timeout, and
-  // longer as its planned rows and bytes ask for.
+  // longer as the rows ask for that all ranks planned, and the experts that
+  // these rows may make them load.
   absl::Duration start_timeout = absl::Minutes(30);
   absl::Duration step_timeout = absl::Minutes(2);
   absl::Duration timeout_per_row = absl::Milliseconds(50);
-  absl::Duration timeout_per_mib = absl::Milliseconds(100);
+  // What loading one expert may take on this rank; 0: all are in memory. Ranks
+  // may differ.
+  absl::Duration expert_load_time = {};
 
   PhaseHook phase_hook;
   Profile* profile = nullptr;  // may be null; must outlive the exchange

@@ -72,10 +72,9 @@ size_t HintBoard::Write(std::span<const Fp16> hints, int layer, size_t peer,
 absl::Status HintBoard::Read(int layer, size_t source,
                              std::span<const Fp16> values) {
   if (!values.empty() && values.size() != Count(layer, self_)) {
-    return absl::InternalError(
-        absl::StrCat("rank ", source, " sent ", values.size(),
-                     " hints where this rank expects ", Count(layer, self_),
-                     " or none (layer ", layer, ")"));
+    return absl::InternalError(absl::StrCat("sent ", values.size(),
+                                            " hints where this rank expects ",
+                                            Count(layer, self_), " or none"));
   }
   Board& board = layer < 0 ? step_ : layer_;
   board.values[source].assign(values.begin(), values.end());

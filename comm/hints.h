@@ -35,6 +35,11 @@ class HintBoard {
     return owned_[static_cast<size_t>(layer)][self_];
   }
 
+  int32_t num_owned(int layer, size_t rank) const {
+    return static_cast<int32_t>(
+        owned_[static_cast<size_t>(layer)][rank].size());
+  }
+
   // Writes the values of `hints`, [targets, num_experts], that rank `peer` owns
   // into `out` (max_values() of space) and returns their number: 0 if hints is
   // empty. layer -1: those of the step record.
@@ -42,7 +47,8 @@ class HintBoard {
                std::span<Fp16> out) const;
 
   // Stores what `source` sent here with the header of `layer` (-1: with the
-  // step record). Errors: kInternal if the number of values does not fit.
+  // step record). Errors: kInternal if the number of values does not fit, to
+  // follow the name of the sender.
   absl::Status Read(int layer, size_t source, std::span<const Fp16> values);
 
   // The stored values of `source` for target `index` (a distance's index, or a

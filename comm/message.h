@@ -16,7 +16,7 @@ namespace portolan {
 // binary, which Agree() has checked.
 
 inline constexpr uint32_t kMessageMagic = 0x4c545250;  // "PRTL"
-inline constexpr uint16_t kProtocolVersion = 1;
+inline constexpr uint16_t kProtocolVersion = 2;
 
 enum class MessageKind : uint16_t {
   kStep = 1,      // StepFields, hints for the first layers
@@ -47,10 +47,11 @@ static_assert(sizeof(MessageHeader) == 64);
 // What a kStep message adds.
 struct StepFields {
   int64_t rows_planned = 0;
-  int64_t output_bytes = 0;
+  int64_t load_us = 0;  // that loading one expert may take; 0: none is loaded
   uint8_t has_work = 0;
   uint8_t drain = 0;
-  uint8_t reserved[6] = {};
+  uint8_t has_output = 0;
+  uint8_t reserved[5] = {};
 };
 static_assert(sizeof(StepFields) == 24);
 
@@ -68,10 +69,18 @@ size_t EncodeAbort(const MessageHeader& where, ExchangePhase phase,
 std::optional<absl::Status> DecodeAbort(std::span<const std::byte> message,
                                         absl::string_view sender);
 
-// Compares the fields that must agree: magic, protocol, kind, epoch, step,
-// layer, round, placement version. `got` came from `sender`.
-// Errors: kInternal naming the first field that differs with both values.
-absl::Status CheckHeader(const MessageHeader& got, const MessageHeader& want,
-                         absl::string_view sender);
+// Compares the fields that must agree (magic, protocol, kind, epoch, step,
+// layer, round, placement version) and looks whether the counts are ones that a
+// message of that kind can have.
+// Errors: kInternal naming the first field that does not fit and its value, to
+// follow the name of the sender: "sent a header with ...".
+absl::Status CheckHeader(const MessageHeader& got, const MessageHeader& want);
+
+// What can be planned for one step of one rank; more is a damaged message.
+inline constexpr int64_t kMostRowsPlanned = int64_t{1} << 24;
+inline constexpr int64_t kMostLoadUs = int64_t{3600} * 1'000'000;
+
+// Errors: as CheckHeader().
+absl::Status CheckStepFields(const StepFields& fields);
 
 }  // namespace portolan

@@ -6,10 +6,11 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "absl/time/clock.h"
 #include "comm/agreement.h"
+#include "comm/peer_errors.h"
 #include "runtime/base/check.h"
 #include "runtime/base/status_macros.h"
+#include "runtime/base/steady_now.h"
 
 namespace portolan {
 namespace {
@@ -87,9 +88,11 @@ TokenExchange::TokenExchange(Transport& transport, ExchangeOptions options,
       self_(static_cast<size_t>(ToIndex(transport.rank()))),
       round_tokens_(RoundTokens(options_, transport.world_size())),
       records_(world_),
+      load_us_(world_),
       send_(world_),
       recv_(world_),
       received_(world_),
+      peer_rounds_(world_),
       incoming_(world_),
       in_row_begin_(world_ + 1),
       in_begin_(world_ + 1),
@@ -189,12 +192,13 @@ WaitContext TokenExchange::Context(ExchangePhase phase, int layer) const {
       .phase = ToString(phase),
       .step = step_,
       .layer = layer,
-      .timeout = std::max(step_deadline_ - absl::Now(), kLeastWait)};
+      .timeout = std::max(step_deadline_ - SteadyNow(), kLeastWait)};
 }
 
 void TokenExchange::Enter(ExchangePhase phase, int layer) {
   phase_ = phase;
   layer_ = layer;
+  transport_.Note(Context(phase, layer));
   if (!options_.phase_hook) return;
   const std::span<const std::byte> next = send_[(self_ + 1) % world_];
   // All messages lie in buffers of this object.
@@ -224,7 +228,7 @@ absl::Status TokenExchange::ExchangeExact(ExchangePhase phase, int layer,
   PORTOLAN_RETURN_IF_ERROR(Transfer(phase, layer));
   for (size_t peer = 0; peer < world_; ++peer) {
     if (peer == self_ || recv_[peer].empty()) continue;
-    PORTOLAN_RETURN_IF_ERROR(CheckSize(peer, recv_[peer].size()));
+    PORTOLAN_RETURN_IF_ERROR(Blame(peer, CheckSize(peer, recv_[peer].size())));
   }
   return absl::OkStatus();
 }
@@ -281,7 +285,7 @@ absl::Status TokenExchange::DoBeginStep(const StepRecord& mine,
   ++step_;
   round_ = 0;
   placement_version_ = mine.placement_version;
-  step_deadline_ = absl::Now() + options_.step_timeout;
+  step_deadline_ = SteadyNow() + options_.step_timeout;
   ClearMessages();
   for (size_t peer = 0; peer < world_; ++peer) {
     if (peer != self_) WriteStepRecord(peer, mine, hints);
@@ -289,26 +293,48 @@ absl::Status TokenExchange::DoBeginStep(const StepRecord& mine,
   PORTOLAN_RETURN_IF_ERROR(KeepOwnHints(-1, hints));
   PORTOLAN_RETURN_IF_ERROR(Exchange(ExchangePhase::kStepRecord, -1));
   for (size_t peer = 0; peer < world_; ++peer) {
-    if (peer != self_) PORTOLAN_RETURN_IF_ERROR(ReadStepRecord(peer));
+    if (peer == self_) continue;
+    PORTOLAN_RETURN_IF_ERROR(Blame(peer, ReadStepRecord(peer)));
   }
   records_[self_] = mine;
-  for (const StepRecord& record : records_) {
-    step_deadline_ +=
-        options_.timeout_per_row * static_cast<double>(record.rows_planned) +
-        options_.timeout_per_mib * (static_cast<double>(record.output_bytes) /
-                                    static_cast<double>(1 << 20));
-  }
+  load_us_[self_] = absl::ToInt64Microseconds(options_.expert_load_time);
+  step_deadline_ += TimeForStep();
   return absl::OkStatus();
+}
+
+// Beyond step_timeout. A row of any rank may need its experts of any other; an
+// expert may be loaded again in every round, and in every step, for what is
+// resident now may be evicted before its layer comes.
+absl::Duration TokenExchange::TimeForStep() const {
+  int64_t rows = 0, rounds = 1;
+  for (const StepRecord& record : records_) {
+    rows += record.rows_planned;
+    rounds = std::max(
+        rounds, (record.rows_planned + round_tokens_ - 1) / round_tokens_);
+  }
+  absl::Duration loads;
+  for (size_t rank = 0; rank < world_; ++rank) {
+    if (load_us_[rank] == 0) continue;
+    int64_t experts = 0;
+    for (int layer = 0; layer < options_.num_layers; ++layer) {
+      experts += std::min<int64_t>(rows * options_.top_k,
+                                   hints_.num_owned(layer, rank));
+    }
+    loads += absl::Microseconds(load_us_[rank]) * (experts * rounds);
+  }
+  return options_.timeout_per_row * rows + loads;
 }
 
 void TokenExchange::WriteStepRecord(size_t peer, const StepRecord& mine,
                                     std::span<const Fp16> hints) {
   const auto message = Message(out_messages_, peer);
   MessageHeader header = Header(MessageKind::kStep, -1);
-  const StepFields fields{.rows_planned = mine.rows_planned,
-                          .output_bytes = mine.output_bytes,
-                          .has_work = mine.has_work,
-                          .drain = mine.drain};
+  const StepFields fields{
+      .rows_planned = mine.rows_planned,
+      .load_us = absl::ToInt64Microseconds(options_.expert_load_time),
+      .has_work = mine.has_work,
+      .drain = mine.drain,
+      .has_output = mine.has_output};
   std::byte* end = message.data() + sizeof(header);
   std::memcpy(end, &fields, sizeof(fields));
   end += sizeof(fields);
@@ -326,16 +352,18 @@ absl::Status TokenExchange::ReadStepRecord(size_t peer) {
   MessageHeader want = Header(MessageKind::kStep, -1);
   PORTOLAN_ASSIGN_OR_RETURN(MessageHeader got, ReadHeader(peer));
   want.placement_version = got.placement_version;  // each rank reports its own
-  PORTOLAN_RETURN_IF_ERROR(CheckHeader(got, want, Name(peer)));
+  PORTOLAN_RETURN_IF_ERROR(CheckHeader(got, want));
   StepFields fields;
   const size_t fixed = sizeof(got) + sizeof(fields);
   PORTOLAN_RETURN_IF_ERROR(
       CheckSize(peer, fixed + HintBytes(static_cast<size_t>(got.hints))));
   std::memcpy(&fields, recv_[peer].data() + sizeof(got), sizeof(fields));
+  PORTOLAN_RETURN_IF_ERROR(CheckStepFields(fields));
+  load_us_[peer] = fields.load_us;
   records_[peer] = StepRecord{.has_work = fields.has_work != 0,
                               .drain = fields.drain != 0,
                               .rows_planned = fields.rows_planned,
-                              .output_bytes = fields.output_bytes,
+                              .has_output = fields.has_output != 0,
                               .placement_version = got.placement_version};
   return hints_.Read(-1, peer,
                      {reinterpret_cast<const Fp16*>(recv_[peer].data() + fixed),
@@ -345,22 +373,27 @@ absl::Status TokenExchange::ReadStepRecord(size_t peer) {
 absl::StatusOr<MessageHeader> TokenExchange::ReadHeader(size_t peer) const {
   MessageHeader header;
   if (received_[peer] < sizeof(header)) {
-    return absl::InternalError(absl::StrCat(
-        Name(peer), " sent ", received_[peer], " bytes, less than a header"));
+    return absl::InternalError(
+        absl::StrCat("sent ", received_[peer], " bytes, less than a header"));
   }
   std::memcpy(&header, recv_[peer].data(), sizeof(header));
-  if (header.hints < 0 || header.rows < 0 || header.selections < 0) {
-    return absl::InternalError(
-        absl::StrCat(Name(peer), " sent a header with negative counts"));
-  }
   return header;
 }
 
 absl::Status TokenExchange::CheckSize(size_t peer, size_t want) const {
   if (received_[peer] == want) return absl::OkStatus();
-  return absl::InternalError(
-      absl::StrCat(Name(peer), " sent ", received_[peer], " bytes where rank ",
-                   self_, " expects ", want, " (step ", step_, ")"));
+  return absl::InternalError(absl::StrCat(
+      "sent ", received_[peer], " bytes where this rank expects ", want));
+}
+
+// Who sent what does not fit, and where this rank was.
+absl::Status TokenExchange::Blame(size_t peer,
+                                  const absl::Status& status) const {
+  if (status.ok()) return status;
+  return absl::Status(
+      status.code(),
+      absl::StrCat(Name(peer), " ", status.message(), ", seen by ", Name(self_),
+                   Describe(Context(phase_, layer_))));
 }
 
 absl::Status TokenExchange::KeepOwnHints(int layer,

@@ -44,7 +44,7 @@ struct StepRecord {
   bool drain = false;
   absl::Status abort = {};   // not OK: the job ends with it
   int64_t rows_planned = 0;  // tokens of this step
-  int64_t output_bytes = 0;  // expected to be moved or loaded, for deadlines
+  bool has_output = false;   // something to collect between two steps
   uint64_t placement_version = 0;
 };
 
@@ -68,7 +68,8 @@ struct ExchangeCounts {
 // the largest batch has passed.
 //
 // Errors, after which every later call returns the same error: those of
-// Transport; kInternal for a header that does not fit, naming both values; the
+// Transport; kInternal for a message that does not fit, naming sender, host,
+// phase, layer, step and both values; the
 // status of a failed compute(), or the status with which a peer failed, named.
 // A rank that fails tells all others by its next message.
 //
@@ -199,6 +200,8 @@ class TokenExchange {
 
   absl::StatusOr<MessageHeader> ReadHeader(size_t peer) const;
   absl::Status CheckSize(size_t peer, size_t want) const;
+  absl::Status Blame(size_t peer, const absl::Status& status) const;
+  absl::Duration TimeForStep() const;
   absl::Status KeepOwnHints(int layer, std::span<const Fp16> hints);
   absl::Status Reserve(AlignedBuffer& buffer, int64_t bytes);
   MessageHeader Header(MessageKind kind, int layer) const;
@@ -235,6 +238,7 @@ class TokenExchange {
   uint64_t placement_version_ = 0;
   absl::Time step_deadline_ = absl::InfiniteFuture();
   std::vector<StepRecord> records_;  // [world]
+  std::vector<int64_t> load_us_;     // [world] of an expert; 0: none is loaded
   ExchangeCounts counts_;
 
   // The current exchange of messages, [world] each.
@@ -245,8 +249,9 @@ class TokenExchange {
 
   // The current round.
   int32_t round_ = 0;
-  int32_t own_rounds_ = 1;  // that this rank's tokens need
-  int32_t rounds_ = 1;      // that some rank's tokens need
+  int32_t own_rounds_ = 1;            // that this rank's tokens need
+  int32_t rounds_ = 1;                // that some rank's tokens need
+  std::vector<int32_t> peer_rounds_;  // [world], as said in the first round
   DispatchPlan plan_;
   std::vector<Incoming> incoming_;         // [world]
   std::vector<int32_t> in_row_begin_;      // [world + 1]

@@ -147,7 +147,8 @@ absl::Status TokenExchange::ExchangeHeaders(int layer,
   if (round_ == 0) PORTOLAN_RETURN_IF_ERROR(KeepOwnHints(layer, hints));
   PORTOLAN_RETURN_IF_ERROR(Exchange(ExchangePhase::kHeader, layer));
   for (size_t peer = 0; peer < world_; ++peer) {
-    if (peer != self_) PORTOLAN_RETURN_IF_ERROR(ReadDispatch(layer, peer));
+    if (peer == self_) continue;
+    PORTOLAN_RETURN_IF_ERROR(Blame(peer, ReadDispatch(layer, peer)));
   }
   return absl::OkStatus();
 }
@@ -198,12 +199,19 @@ std::byte* TokenExchange::PackRows(size_t peer, const ActivationRows& rows,
 absl::Status TokenExchange::ReadDispatch(int layer, size_t peer) {
   PORTOLAN_ASSIGN_OR_RETURN(const MessageHeader got, ReadHeader(peer));
   PORTOLAN_RETURN_IF_ERROR(
-      CheckHeader(got, Header(MessageKind::kDispatch, layer), Name(peer)));
-  if (got.rows > round_tokens_ || got.selections < got.rows ||
+      CheckHeader(got, Header(MessageKind::kDispatch, layer)));
+  if (got.rows > round_tokens_ ||
       got.selections > int64_t{got.rows} * options_.top_k) {
     return absl::InternalError(absl::StrCat(
-        Name(peer), " sent a header with ", got.rows, " rows and ",
-        got.selections, " selections in rounds of ", round_tokens_));
+        "sent a header with ", got.rows, " rows and ", got.selections,
+        " selections in rounds of ", round_tokens_));
+  }
+  if (round_ == 0) peer_rounds_[peer] = got.rounds;
+  if (got.rounds != peer_rounds_[peer] ||
+      (round_ >= got.rounds && got.rows > 0)) {
+    return absl::InternalError(absl::StrCat(
+        "sent a header with ", got.rows, " rows in round ", round_, " of ",
+        got.rounds, " where it began with ", peer_rounds_[peer], " rounds"));
   }
   const int64_t row_bytes = got.rows * options_.row_bytes;
   const size_t hint_bytes = HintBytes(static_cast<size_t>(got.hints));
@@ -236,14 +244,13 @@ absl::Status TokenExchange::CheckSelections(int layer, size_t peer) const {
     if (experts[i] < 0 || experts[i] >= options_.num_experts ||
         ToIndex(owner[static_cast<size_t>(experts[i])]) !=
             static_cast<int>(self_)) {
-      return absl::InternalError(absl::StrCat(
-          Name(peer), " sent a row for expert ", experts[i], " of layer ",
-          layer, ", which rank ", self_, " does not hold"));
+      return absl::InternalError(
+          absl::StrCat("sent a row for expert ", experts[i], " of layer ",
+                       layer, ", which rank ", self_, " does not hold"));
     }
     if (row_of[i] < 0 || row_of[i] >= in.rows) {
       return absl::InternalError(
-          absl::StrCat(Name(peer), " sent a selection of row ", row_of[i],
-                       " of ", in.rows, " in layer ", layer));
+          absl::StrCat("sent a selection of row ", row_of[i], " of ", in.rows));
     }
   }
   return absl::OkStatus();
@@ -372,8 +379,9 @@ absl::Status TokenExchange::ExchangeResults(int layer) {
     const float* rows =
         ResultRow(results, static_cast<size_t>(out_begin[self_]));
     if (peer != self_) {
-      PORTOLAN_ASSIGN_OR_RETURN(
-          rows, ReadCombine(layer, peer, back_begin[peer], count));
+      const auto there = ReadCombine(layer, peer, back_begin[peer], count);
+      PORTOLAN_RETURN_IF_ERROR(Blame(peer, there.status()));
+      rows = *there;
     }
     for (int32_t i = 0; i < count; ++i) {
       result_rows_[static_cast<size_t>(back_begin[peer] + i)] =
@@ -405,11 +413,10 @@ absl::StatusOr<const float*> TokenExchange::ReadCombine(int layer, size_t peer,
                                                         int32_t count) {
   PORTOLAN_ASSIGN_OR_RETURN(const MessageHeader got, ReadHeader(peer));
   PORTOLAN_RETURN_IF_ERROR(
-      CheckHeader(got, Header(MessageKind::kCombine, layer), Name(peer)));
+      CheckHeader(got, Header(MessageKind::kCombine, layer)));
   if (got.rows != count) {
     return absl::InternalError(absl::StrCat(
-        Name(peer), " returned ", got.rows, " result rows where rank ", self_,
-        " expects ", count, " (step ", step_, ", layer ", layer, ")"));
+        "returned ", got.rows, " result rows where this rank expects ", count));
   }
   const bool inlined = Inlined(ResultBytes(count));
   PORTOLAN_RETURN_IF_ERROR(CheckSize(

@@ -202,9 +202,7 @@ class ResultFunnel : public ResultCollector {
     pending_ += EncodeResult(index, text);
   }
 
-  int64_t pending_bytes() const override {
-    return static_cast<int64_t>(pending_.size());
-  }
+  bool has_output() const override { return !pending_.empty(); }
 
   absl::Status Collect() override {
     PORTOLAN_ASSIGN_OR_RETURN(

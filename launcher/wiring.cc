@@ -5,7 +5,9 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "comm/message.h"
 #include "experts/hash64.h"
+#include "experts/link_model.h"
 #include "experts/memory_budget.h"
 #include "experts/policies.h"
 #include "experts/replay.h"
@@ -50,6 +52,19 @@ uint64_t NumericsId(const JobOptions& options, const Model& model, Rank rank) {
       "; weights ", std::string(WeightFormatName(options.weights)), "; model ",
       model.fingerprint, rank == Rank{options.odd_rank} ? "; odd" : "");
   return Hash64(std::as_bytes(std::span(text)));
+}
+
+// What a healthy rank may take to load one expert: it reads 10 MiB/s, or half
+// of what a slower --expert-link says.
+absl::StatusOr<absl::Duration> ExpertLoadTime(const JobOptions& options,
+                                              int64_t bytes) {
+  absl::Duration time = LinkSpec{.bytes_per_second = 10 << 20}.TimeOf(bytes);
+  if (!options.expert_link.empty()) {
+    PORTOLAN_ASSIGN_OR_RETURN(const LinkSpec link,
+                              ParseLinkSpec(options.expert_link));
+    time = std::max(time, 2 * (link.latency + link.TimeOf(bytes)));
+  }
+  return std::min(time, absl::Microseconds(kMostLoadUs));
 }
 
 // `path`, or where there are several ranks one file for each of them.
@@ -166,6 +181,7 @@ absl::Status RankRuntime::WireExperts() {
       const MemoryBudget budget,
       PlanExpertMemory(options_.expert_memory, owned, shape.expert_bytes));
   shape.num_slots = static_cast<int32_t>(budget.num_slots);
+  experts_resident_ = budget.resident();
   PORTOLAN_ASSIGN_OR_RETURN(std::unique_ptr<ChunkedSource> source,
                             OpenExpertSource(shape));
   std::unique_ptr<CachePolicy> policy =
@@ -304,6 +320,11 @@ absl::Status RankRuntime::WireExchange() {
   ExchangeOptions exchange = ExchangeOptionsOf(options_, config);
   exchange.numerics_id = numerics_id();
   exchange.model_fingerprint = model_.fingerprint;
+  exchange.epoch = options_.epoch;
+  if (!experts_resident_) {
+    PORTOLAN_ASSIGN_OR_RETURN(exchange.expert_load_time,
+                              ExpertLoadTime(options_, expert_slot_bytes_));
+  }
   exchange.step_timeout = absl::Seconds(options_.step_timeout_s);
   exchange.profile = profile();
   MoeLayer::Hints hints;

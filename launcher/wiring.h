@@ -121,6 +121,7 @@ class RankRuntime {
   std::vector<int> allowed_cpus_;  // of this process
   std::vector<int> numa_nodes_;    // of this rank's threads; empty: not bound
   int64_t expert_slot_bytes_ = 0;
+  bool experts_resident_ = false;  // all of this rank
   HintMerge hint_merge_ = HintMerge::kSum;
   std::unique_ptr<ExpertFfn> ffn_;
   std::unique_ptr<TokenExchange> exchange_;

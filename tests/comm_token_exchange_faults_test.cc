@@ -8,6 +8,8 @@
 #include <string>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "comm/local_world.h"
 #include "comm/message.h"
@@ -155,25 +157,114 @@ TEST(TokenExchangeFaultTest, ARankThatLeavesIsNamed) {
   EXPECT_THAT(Text(results[0]) + Text(results[1]), HasSubstr("rank 2 on "));
 }
 
-TEST(TokenExchangeFaultTest, ADamagedHeaderIsNamedWithBothValues) {
-  const auto results = RunRanks(2, [](int rank, ContractCase& c) {
-    c.phase_hook = [rank](const PhaseEvent& event) {
-      if (rank != 0 || event.phase != ExchangePhase::kHeader ||
-          event.step != 1 || event.layer != 0) {
+// Both ranks after rank 0 sent a header that `damage` has changed, in step 1
+// (and layer 0).
+std::vector<absl::Status> AfterDamage(
+    ExchangePhase phase, const std::function<void(MessageHeader&)>& damage,
+    int64_t buffer_bytes = ContractCase().buffer_bytes, int32_t round = 0) {
+  return RunRanks(2, [&](int rank, ContractCase& c) {
+    c.buffer_bytes = buffer_bytes;
+    c.phase_hook = [=](const PhaseEvent& event) {
+      if (rank != 0 || event.phase != phase || event.step != 1 ||
+          event.layer > 0) {
         return;
       }
       MessageHeader header;
       std::memcpy(&header, event.outgoing.data(), sizeof(header));
-      header.step = 41;
+      if (header.round != round) return;
+      damage(header);
       std::memcpy(event.outgoing.data(), &header, sizeof(header));
     };
   });
+}
+
+TEST(TokenExchangeFaultTest, ADamagedHeaderIsNamedWithBothValues) {
+  const auto results = AfterDamage(ExchangePhase::kHeader,
+                                   [](MessageHeader& h) { h.step = 41; });
 
   EXPECT_TRUE(absl::IsInternal(results[1])) << results[1];
   EXPECT_THAT(Text(results[1]),
               AllOf(HasSubstr("rank 0 on "), HasSubstr("step 41"),
                     HasSubstr("expects 1")));
   EXPECT_THAT(Text(results[0]), HasSubstr("rank 1 on "));
+}
+
+TEST(TokenExchangeFaultTest, ADamagedHeaderIsNamedWithItsPlaceOnBothRanks) {
+  for (const ExchangePhase phase :
+       {ExchangePhase::kStepRecord, ExchangePhase::kHeader,
+        ExchangePhase::kCombine}) {
+    const auto results =
+        AfterDamage(phase, [](MessageHeader& h) { h.magic = 1; });
+
+    const std::string place = phase == ExchangePhase::kStepRecord
+                                  ? "in phase `step record` of step 1"
+                                  : absl::StrCat("in phase `", ToString(phase),
+                                                 "` of layer 0, step 1");
+    EXPECT_THAT(Text(results[1]),
+                AllOf(HasSubstr("rank 0 on "), HasSubstr("seen by rank 1 on "),
+                      HasSubstr(place)));
+    EXPECT_THAT(Text(results[0]),
+                AllOf(HasSubstr("rank 1 on "), HasSubstr("rank 0 on "),
+                      HasSubstr(place)));
+  }
+}
+
+TEST(TokenExchangeFaultTest, AMessageOfAnotherEpochIsRefusedByName) {
+  const auto results = AfterDamage(ExchangePhase::kCombine,
+                                   [](MessageHeader& h) { h.epoch += 1; });
+
+  EXPECT_THAT(Text(results[1]),
+              AllOf(HasSubstr("rank 0 on "), HasSubstr("epoch 1"),
+                    HasSubstr("expects 0")));
+}
+
+TEST(TokenExchangeFaultTest, ARankOfAnotherEpochIsRefusedAtTheStart) {
+  const auto results = RunRanks(
+      3, [](int rank, ContractCase& c) { c.epoch = rank == 2 ? 0x51 : 0x50; });
+
+  for (const absl::Status& result : results) {
+    EXPECT_TRUE(absl::IsFailedPrecondition(result)) << result;
+    EXPECT_THAT(Text(result),
+                AllOf(HasSubstr("rank 2 on "), HasSubstr("epoch 0x51")));
+  }
+}
+
+TEST(TokenExchangeFaultTest, RoundsThatDoNotFitAreRefused) {
+  constexpr int64_t kSmall = 10 << 10;  // several rounds
+  const auto none = AfterDamage(ExchangePhase::kHeader,
+                                [](MessageHeader& h) { h.rounds = 0; });
+  const auto other = AfterDamage(
+      ExchangePhase::kHeader, [](MessageHeader& h) { ++h.rounds; }, kSmall, 1);
+  const auto rows = AfterDamage(
+      ExchangePhase::kHeader, [](MessageHeader& h) { h.rounds = 1; }, kSmall);
+
+  EXPECT_THAT(Text(none[1]), HasSubstr("rounds 0"));
+  EXPECT_THAT(Text(other[1]), HasSubstr("where it began with"));
+  EXPECT_THAT(Text(rows[1]), HasSubstr("in round 1 of"));
+}
+
+// Rank 1 computes for longer than the least wait of a second.
+std::vector<absl::Status> AfterASlowLayer(absl::Duration expert_load_time) {
+  return RunRanks(2, [&](int rank, ContractCase& c) {
+    c.step_timeout = absl::Milliseconds(1);
+    c.steps = 1;
+    if (rank == 0) return;
+    c.expert_load_time = expert_load_time;
+    c.compute_status = [](int64_t, int layer) {
+      if (layer == 0) absl::SleepFor(absl::Seconds(2.5));
+      return absl::OkStatus();
+    };
+  });
+}
+
+TEST(TokenExchangeFaultTest, ExpertsToLoadExtendTheDeadlineOfAStep) {
+  // Rank 1 of the two plans 10 rows: 500 ms. All its 8 experts of 3 layers may
+  // have to be loaded.
+  const auto without = AfterASlowLayer({});
+  const auto with = AfterASlowLayer(absl::Seconds(1));
+
+  EXPECT_TRUE(absl::IsDeadlineExceeded(without[0])) << without[0];
+  EXPECT_TRUE(with[0].ok()) << with[0];
 }
 
 TEST(TokenExchangeFaultTest, AnotherNumericsIdIsRefusedByNameOnEveryRank) {
@@ -213,6 +304,41 @@ TEST(TokenExchangeFaultTest, AnExpertThatDoesNotExistEndsAllRanks) {
   for (const absl::Status& result : results) {
     EXPECT_TRUE(absl::IsInvalidArgument(result)) << result;
     EXPECT_THAT(Text(result), HasSubstr("expert 11"));
+  }
+}
+
+// What rank 1 gets in two exchanges after rank 0 sent `sent` bytes where 8 are
+// expected.
+std::vector<absl::Status> AfterMessageOf(size_t sent) {
+  std::vector<absl::Status> results;
+  (void)RunLocalWorld(2, [&](Transport& transport) {
+    const WaitContext context{.phase = "gather", .step = 6, .layer = 2};
+    std::vector<std::byte> out(sent), in(8);
+    std::vector<std::span<const std::byte>> send(2);
+    std::vector<std::span<std::byte>> recv(2);
+    if (transport.rank() == Rank{0}) {
+      send[1] = out;
+      return transport.AllToAllV(send, recv, context);
+    }
+    recv[0] = in;
+    results.push_back(transport.AllToAllV(send, recv, context));
+    recv[0] = {};
+    results.push_back(transport.AllToAllV(send, recv, context));
+    return absl::OkStatus();
+  });
+  return results;
+}
+
+TEST(TransportFaultTest, AMessageOfAnotherSizeBreaksTheWorldAndNamesItsSender) {
+  for (const size_t size : {5, 12}) {
+    const auto results = AfterMessageOf(size);
+
+    EXPECT_TRUE(absl::IsInternal(results[0])) << results[0];
+    EXPECT_THAT(
+        Text(results[0]),
+        AllOf(HasSubstr("rank 0 on "), HasSubstr(absl::StrCat(size, " bytes")),
+              HasSubstr("phase `gather` of layer 2, step 6")));
+    EXPECT_EQ(results[1], results[0]);
   }
 }
 

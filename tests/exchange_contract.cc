@@ -213,7 +213,9 @@ ExchangeOptions OptionsOf(const ContractCase& c) {
   options.numerics_id = c.numerics_id;
   options.phase_hook = c.phase_hook;
   options.start_timeout = absl::Seconds(30);
-  options.step_timeout = absl::Seconds(30);
+  options.step_timeout = c.step_timeout;
+  options.epoch = c.epoch;
+  options.expert_load_time = c.expert_load_time;
   return options;
 }
 

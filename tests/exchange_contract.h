@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/time/time.h"
 #include "comm/token_exchange.h"
 #include "comm/transport.h"
 
@@ -26,6 +27,9 @@ struct ContractCase {
   int steps = 2;
   uint64_t seed = 1;
   uint64_t numerics_id = 7;
+  uint64_t epoch = 0;
+  absl::Duration step_timeout = absl::Seconds(30);
+  absl::Duration expert_load_time = {};
   PhaseHook phase_hook = {};
   // What compute returns, for local errors; empty: OK.
   std::function<absl::Status(int64_t step, int layer)> compute_status = {};

@@ -43,7 +43,7 @@ absl::Status RankAgent::Poll(Engine& engine) {
   engine.Pause(was_paused_);
   TakeRoom(engine);
   told_closed_ = closed();
-  told_pending_ = pending_output_bytes() > 0;
+  told_pending_ = has_output();
   return absl::OkStatus();
 }
 
@@ -159,10 +159,10 @@ bool RankAgent::closed() const {
 
 void RankAgent::Close() { BeginDrain(); }
 
-int64_t RankAgent::pending_output_bytes() const {
-  if (abandoned_) return 0;
+bool RankAgent::has_output() const {
+  if (abandoned_) return false;
   MutexLock lock(mu_);
-  return static_cast<int64_t>(protocol_.num_requests());
+  return protocol_.num_requests() > 0;
 }
 
 absl::Status RankAgent::WaitForWork() {

@@ -53,7 +53,7 @@ class RankAgent final : public RequestFeed, public TokenSink {
   absl::Status Poll(Engine& engine) override ABSL_LOCKS_EXCLUDED(mu_);
   bool closed() const override ABSL_LOCKS_EXCLUDED(mu_);
   void Close() override ABSL_LOCKS_EXCLUDED(mu_);
-  int64_t pending_output_bytes() const override ABSL_LOCKS_EXCLUDED(mu_);
+  bool has_output() const override ABSL_LOCKS_EXCLUDED(mu_);
   absl::Status WaitForWork() override ABSL_LOCKS_EXCLUDED(mu_);
   bool OnToken(int64_t id, const GeneratedToken& token) override
       ABSL_LOCKS_EXCLUDED(mu_);

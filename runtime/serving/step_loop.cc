@@ -53,8 +53,8 @@ absl::StatusOr<StepLoop::Agreement> StepLoop::BeginStep() {
   mine.rows_planned = engine_.PlanStep();
   mine.has_work = mine.rows_planned > 0;
   mine.drain = feed_.closed();
-  mine.output_bytes = collector_ == nullptr ? feed_.pending_output_bytes()
-                                            : collector_->pending_bytes();
+  mine.has_output =
+      collector_ == nullptr ? feed_.has_output() : collector_->has_output();
   std::span<const Fp16> hints;
   if (observer_ != nullptr) hints = observer_->step_hints();
   PORTOLAN_ASSIGN_OR_RETURN(const std::span<const StepRecord> records,
@@ -63,7 +63,7 @@ absl::StatusOr<StepLoop::Agreement> StepLoop::BeginStep() {
   for (const StepRecord& record : records) {
     ranks.num_tokens += record.rows_planned;
     ranks.any_work |= record.has_work;
-    ranks.any_output |= record.output_bytes > 0;
+    ranks.any_output |= record.has_output;
     ranks.any_closed |= record.drain;
     ranks.all_closed &= record.drain;
   }

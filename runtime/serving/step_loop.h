@@ -24,8 +24,8 @@ class RequestFeed {
   // Another rank is closed: take no new requests either.
   virtual void Close() {}
 
-  // Bytes of what sequences gave that is not out of the rank's hands.
-  virtual int64_t pending_output_bytes() const { return 0; }
+  // Whether something that sequences gave is not out of the rank's hands.
+  virtual bool has_output() const { return false; }
 
   // All ranks are idle: returns when there may be work again. Costs next to no
   // CPU, and is ended by a peer's step record.
@@ -37,9 +37,9 @@ class RequestFeed {
 class ResultCollector {
  public:
   virtual ~ResultCollector() = default;
-  // Bytes that this rank has to send now.
-  virtual int64_t pending_bytes() const = 0;
-  // Collective: moves every rank's pending bytes to rank 0.
+  // Whether this rank has something to send now.
+  virtual bool has_output() const = 0;
+  // Collective: moves what every rank has to rank 0.
   virtual absl::Status Collect() = 0;
 };
 

@@ -2,12 +2,17 @@
 //
 //   exchange_program TRANSPORT contract
 //   exchange_program TRANSPORT fault PHASE ACTION
+//   exchange_program TRANSPORT leave SECONDS
 //
 // `fault` runs steps with rows in messages of their own; in step 3 the last
-// rank does ACTION as it enters PHASE: kill (SIGKILL), stop (SIGSTOP for
-// 0.5 s), fail (an error of its own), slow (5 s without an exchange), exit
-// (leaves without a word), numerics (another numerics id from the start).
-// Prints "rank R (TRANSPORT) at MILLISECONDS ms: ok" or "... error: ...".
+// rank does ACTION as it enters PHASE: kill (SIGKILL), busy (SIGKILL, while
+// rank 0 computes for long), stop (SIGSTOP for 0.5 s), halt (SIGSTOP for good),
+// fail (an error of its own), slow (5 s without an exchange), late (slow, where
+// a step may take 1 s), exit (leaves without a word), numerics or epoch
+// (another one from the start). `leave`: the last rank hangs in MPI_Finalize();
+// the others wait SECONDS. Prints "rank R (TRANSPORT) at MILLISECONDS ms: ok"
+// or "... error: ...".
+#include <mpi.h>
 #include <signal.h>
 #include <unistd.h>
 
@@ -24,6 +29,9 @@
 
 namespace portolan {
 namespace {
+
+// The last rank of `leave`.
+bool hangs_at_the_end = false;
 
 constexpr int kSteps = 6;
 constexpr int kFaultyStep = 3;
@@ -42,9 +50,10 @@ void StopForHalfASecond() {
 void Act(int rank, const std::string& action) {
   std::fprintf(stderr, "rank %d acts at %ld ms\n", rank,
                static_cast<long>(absl::ToUnixMillis(absl::Now())));
-  if (action == "kill") raise(SIGKILL);
+  if (action == "kill" || action == "busy") raise(SIGKILL);
+  if (action == "halt") raise(SIGSTOP);
   if (action == "stop") StopForHalfASecond();
-  if (action == "slow") absl::SleepFor(absl::Seconds(5));
+  if (action == "slow" || action == "late") absl::SleepFor(absl::Seconds(5));
   if (action == "exit") _exit(3);
 }
 
@@ -57,11 +66,17 @@ absl::Status RunFault(Transport& transport, const std::string& phase,
   c.eager_bytes = 1024;
   c.tokens_of_rank = {9};
   if (faulty && action == "numerics") c.numerics_id = 0xbad;
+  if (faulty && action == "epoch") c.epoch = 0x5;
+  if (action == "late") c.step_timeout = absl::Milliseconds(10);
   c.phase_hook = [&](const PhaseEvent& event) {
     const bool here = event.layer < 0 || event.layer == kFaultyLayer;
     if (faulty && here && event.step == kFaultyStep &&
         ToString(event.phase) == phase) {
       Act(ToIndex(transport.rank()), action);
+    }
+    if (action == "busy" && transport.rank() == Rank{0} && here &&
+        event.step == kFaultyStep && event.phase == ExchangePhase::kCompute) {
+      absl::SleepFor(absl::Seconds(20));
     }
   };
   if (faulty && action == "fail") {
@@ -87,13 +102,19 @@ int Main(int argc, char** argv) {
     std::fprintf(stderr, "error: %s\n", kind.status().ToString().c_str());
     return 2;
   }
-  auto session = MpiSession::Create(&argc, &argv, {.transport = *kind});
+  auto session = MpiSession::Create(
+      &argc, &argv,
+      {.transport = *kind,
+       .finish_timeout =
+           absl::Seconds(mode == "leave" ? std::atoi(argv[3]) : 60)});
   if (!session.ok()) {
     std::fprintf(stderr, "error: %s\n", session.status().ToString().c_str());
     return 1;
   }
   Transport& transport = (*session)->transport();
-  const absl::Status status = mode == "contract"
+  hangs_at_the_end = mode == "leave" &&
+                     ToIndex(transport.rank()) == transport.world_size() - 1;
+  const absl::Status status = mode != "fault"
                                   ? testing::CheckAllCases(transport)
                                   : RunFault(transport, phase, action);
   // One write, so that the lines of several ranks do not mix.
@@ -108,5 +129,11 @@ int Main(int argc, char** argv) {
 
 }  // namespace
 }  // namespace portolan
+
+// Stands before MPI's own, which goes by this second name.
+extern "C" int MPI_Finalize() {
+  while (portolan::hangs_at_the_end) pause();
+  return PMPI_Finalize();
+}
 
 int main(int argc, char** argv) { return portolan::Main(argc, argv); }

@@ -30,6 +30,14 @@ case $action in
     want="DATA_LOSS: rank 2 on .* failed in phase \`compute\` of layer 1, step 3" ;;
   numerics) want_code=1 ranks="0 1 2"
     want="FAILED_PRECONDITION: rank 2 on .* has numerics id 0xbad" ;;
+  epoch) want_code=1 ranks="0 1 2"
+    want="FAILED_PRECONDITION: rank 2 on .* has epoch 0x5" ;;
+  busy) want_code="137|1" ranks=1
+    want="ABORTED: .*rank 2 on .* is lost .*phase \`$noticed_in\` of .*step 3" ;;
+  halt) want_code=1 ranks="0 1"
+    want="ABORTED: .*rank 2 on .* is lost (no sign of life for 2s).*phase \`$noticed_in\` of .*step 3" ;;
+  late) want_code=1 ranks="0 1"
+    want="DEADLINE_EXCEEDED: .*rank 2 on .* slow.*phase \`$noticed_in\` of .*step 3" ;;
   stop | slow) want_code=0 ranks="0 1 2" want="ok$" ;;
   *) fail "unknown action $action" ;;
 esac
@@ -44,6 +52,12 @@ for rank in $ranks; do
   [ $((ended - acted)) -lt 5000 ] ||
     fail "rank $rank needed $((ended - acted)) ms to notice"
 done
+if [ "$action" = busy ]; then
+  # Rank 0 computes on; it is ended with an error before mpirun would kill it.
+  grep -q "error: rank 2 on .* is lost (its process ended), noticed by rank 0 \
+on .* too busy .*phase \`compute\` of layer 1, step 3" <<<"$output" ||
+    fail "rank 0 said nothing"
+fi
 if pgrep -f "^$program $transport fault $phase $action\$" >/dev/null; then
   fail "a rank is still running"
 fi

@@ -173,14 +173,37 @@ class ServeTest(unittest.TestCase):
     def test_an_idle_service_uses_almost_no_processor(self):
         self.client.generate("Hello", max_tokens=4)
         service.wait_until(lambda: self.running() == 0)
-        pids = self.service.ranks()
-        self.assertEqual(len(pids), 2)
-        before = [service.cpu_seconds(pid) for pid in pids]
-        time.sleep(IDLE_S)
-        for pid, used in zip(pids, before):
-            share = (service.cpu_seconds(pid) - used) / IDLE_S
-            print(f"idle: {share:.2%} of a core", flush=True)
-            self.assertLess(share, 0.02)
+        check_idle(self, self.service.ranks())
+
+
+def check_idle(test, pids):
+    """Two ranks without work leave the processor to others."""
+    test.assertEqual(len(pids), 2)
+    before = [service.cpu_seconds(pid) for pid in pids]
+    time.sleep(IDLE_S)
+    for pid, used in zip(pids, before):
+        share = (service.cpu_seconds(pid) - used) / IDLE_S
+        print(f"idle: {share:.2%} of a core", flush=True)
+        test.assertLess(share, 0.02)
+
+
+class ServeOverMpiTest(unittest.TestCase):
+    """Ranks sleep and wake each other by other means there."""
+
+    def test_ranks_wake_for_a_request_and_are_idle_between(self):
+        if not service.has_worker(BUILD):
+            raise unittest.SkipTest("this build has no `portolan serve`")
+        directory = tempfile.TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        served = service.Service(BUILD, directory.name, "--transport", "mpi")
+        self.addCleanup(served.stop)
+        client = service.client(served.address)
+        self.addCleanup(client.close)
+        for _ in range(2):
+            result = client.generate("Hello", max_tokens=4, ignore_eos=True,
+                                     timeout=60)
+            self.assertEqual(len(result.token_ids), 4)
+            check_idle(self, served.ranks())
 
 
 if __name__ == "__main__":
