@@ -1,10 +1,12 @@
-# portolan_service_test(<name>): tests/system/<name>_test.py, by a Python that
-# can import grpc.
+# portolan_service_test(<name> [PARALLEL]): tests/system/<name>_test.py, by a
+# Python that can import grpc; PARALLEL as for portolan_system_test().
 function(portolan_service_test name)
   add_test(NAME system.${name} COMMAND ${PORTOLAN_PYTHON_WITH_GRPC}
     ${CMAKE_CURRENT_SOURCE_DIR}/system/${name}_test.py ${PROJECT_BINARY_DIR})
-  set_tests_properties(system.${name} PROPERTIES LABELS system RUN_SERIAL ON
-    TIMEOUT 300)
+  set_tests_properties(system.${name} PROPERTIES LABELS system TIMEOUT 300)
+  if(NOT "PARALLEL" IN_LIST ARGN)
+    set_tests_properties(system.${name} PROPERTIES RUN_SERIAL ON)
+  endif()
 endfunction()
 
 if(PORTOLAN_GRPC)
@@ -16,7 +18,8 @@ if(PORTOLAN_GRPC AND PORTOLAN_PYTHON_WITH_GRPC)
   portolan_service_test(client)
   portolan_service_test(python_client)
   portolan_service_test(security)
-  portolan_service_test(worker_security)
+  portolan_service_test(worker_security PARALLEL)
+  portolan_service_test(reflection PARALLEL)
   portolan_service_test(chaos)
   portolan_service_test(overload)
   portolan_service_test(serve)
