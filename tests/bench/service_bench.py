@@ -3,7 +3,8 @@ service beside `portolan generate` alone, and requests accepted per second.
 
     service_bench.py BUILD [--rounds N] [--seconds S]
 
-Prints a table; needs a machine with nothing else to do.
+Prints a table; needs a machine with nothing else to do, or `chrt -r 10` before
+it.
 """
 
 import argparse
@@ -25,6 +26,8 @@ sys.path[:0] = [str(BUILD / "clients" / "python"),
 import portolan
 import service
 
+# Leaves the other CPUs to coordinator and client.
+THREADS = ("--threads", "1")
 PROMPT = {"id": "p", "prompt": "The ship left the harbour in the morning and",
           "max_tokens": 32, "temperature": 0, "ignore_eos": True}
 
@@ -47,7 +50,7 @@ def generate_alone(directory):
         json.dumps({**PROMPT, "id": str(i)}) + "\n"
         for i in range(ARGUMENTS.rounds + 1)))
     results = portolan.generate(BUILD, prompts,
-                                ["--ignore-eos", "--batch", "1"])
+                                ["--ignore-eos", "--batch", "1", *THREADS])
     further = PROMPT["max_tokens"] - 1
     ends = [one["ttft_s"] + further * one["tpot_s"] for one in results]
     return (statistics.median(one["ttft_s"] - end
@@ -58,7 +61,8 @@ def generate_alone(directory):
 def compare_with_generate(directory, prompts):
     ttft, tpot = generate_alone(directory)
     coordinator = service.Coordinator(BUILD, directory)
-    job = service.Job(BUILD, directory, coordinator.address, ranks=1)
+    job = service.Job(BUILD, directory, coordinator.address, *THREADS,
+                      "--transport", "shm", ranks=1)
     try:
         with service.client(coordinator.address) as client:
             service.wait_for_ranks(client, 1, job)
