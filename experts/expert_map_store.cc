@@ -12,6 +12,9 @@ namespace {
 
 // Of how many most similar records the least useful one goes.
 constexpr size_t kRedundant = 8;
+// A record that foretold so much was of use.
+constexpr float kUseful = 0.5f;
+constexpr size_t kMaxUseful = 256;
 // Share of the past in a record's usefulness.
 constexpr float kUsefulnessMemory = 0.9f;
 
@@ -48,10 +51,13 @@ ExpertMapStore::ExpertMapStore(const Shape& shape)
   }
   prefix_norms_.resize(cells);
   usefulness_.resize(capacity);
+  shared_ids_.resize(capacity);
+  useful_.reserve(kMaxUseful);
   similarity_.resize(capacity);
   dots_.resize(capacity);
   order_.resize(capacity);
   largest_.resize(static_cast<size_t>(shape.num_experts));
+  chosen_.resize(static_cast<size_t>(shape.num_experts));
   query_.resize(std::max(dim_stride_, row_stride_));
   row_.resize(row_stride_);
 }
@@ -86,12 +92,7 @@ void ExpertMapStore::StoreRow(int32_t record, int32_t layer,
     return;
   }
   const auto top_m = static_cast<size_t>(shape_.top_m);
-  std::iota(largest_.begin(), largest_.end(), uint16_t{0});
-  std::partial_sort(largest_.begin(),
-                    largest_.begin() + static_cast<std::ptrdiff_t>(top_m),
-                    largest_.end(), [&](uint16_t a, uint16_t b) {
-                      return row[a] > row[b] || (row[a] == row[b] && a < b);
-                    });
+  OrderLargest(row, top_m);
   const float scale = row[largest_[0]] / 255.0f;
   scales_[cell] = scale;
   for (size_t i = 0; i < top_m; ++i) {
@@ -151,6 +152,7 @@ int32_t ExpertMapStore::Add(std::span<const float> embedding,
   }
   // Neither proven nor disproven.
   usefulness_[static_cast<size_t>(place)] = 0.5f;
+  shared_ids_[static_cast<size_t>(place)] = 0;
   return place;
 }
 
@@ -204,6 +206,37 @@ int32_t ExpertMapStore::ChoosePlace(std::span<const float> embedding,
 void ExpertMapStore::Reward(int32_t record, float usefulness) {
   float& mean = usefulness_[static_cast<size_t>(record)];
   mean = kUsefulnessMemory * mean + (1 - kUsefulnessMemory) * usefulness;
+  const uint64_t id = shared_ids_[static_cast<size_t>(record)];
+  if (id != 0 && usefulness >= kUseful && useful_.size() < kMaxUseful) {
+    useful_.push_back(id);
+  }
+}
+
+void ExpertMapStore::OrderLargest(std::span<const float> row, size_t top_k) {
+  std::iota(largest_.begin(), largest_.end(), uint16_t{0});
+  std::partial_sort(largest_.begin(),
+                    largest_.begin() + static_cast<std::ptrdiff_t>(top_k),
+                    largest_.end(), [&](uint16_t a, uint16_t b) {
+                      return row[a] > row[b] || (row[a] == row[b] && a < b);
+                    });
+}
+
+float ExpertMapStore::ForetoldShare(int32_t record, MatrixView<const float> map,
+                                    int32_t top_k) {
+  const auto num = static_cast<size_t>(top_k);
+  const auto kept =
+      std::span(row_).first(static_cast<size_t>(shape_.num_experts));
+  int32_t foretold = 0;
+  for (int32_t layer = 0; layer < shape_.num_layers; ++layer) {
+    OrderLargest(map.Row(layer), num);
+    std::ranges::fill(chosen_, uint8_t{0});
+    for (size_t i = 0; i < num; ++i) chosen_[largest_[i]] = 1;
+    CopyRow(record, layer, kept);
+    OrderLargest(kept, num);
+    for (size_t i = 0; i < num; ++i) foretold += chosen_[largest_[i]];
+  }
+  return static_cast<float>(foretold) /
+         static_cast<float>(shape_.num_layers * top_k);
 }
 
 std::optional<ExpertMapStore::Match> ExpertMapStore::MatchEmbedding(

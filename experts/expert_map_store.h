@@ -69,6 +69,19 @@ class ExpertMapStore {
   // Says how well a matched record foretold: 0 nothing .. 1 all of it. Decides
   // under kUsefulness.
   void Reward(int32_t record, float usefulness);
+  // Share of the `top_k` largest values of each row of `map` whose places are
+  // among the `top_k` largest of the record's row: what it would have foretold.
+  float ForetoldShare(int32_t record, MatrixView<const float> map,
+                      int32_t top_k);
+
+  // What other ranks call a record that came from them; Add() gives 0, none.
+  void SetSharedId(int32_t record, uint64_t id) {
+    shared_ids_[static_cast<size_t>(record)] = id;
+  }
+  // Shared ids that were rewarded with at least a half since the last call, one
+  // for each time; a bounded number of them.
+  std::span<const uint64_t> useful() const { return useful_; }
+  void ClearUseful() { useful_.clear(); }
 
   // Adds dot products of `row` (padded: PaddedRow(num_experts)) with row
   // `layer` of every record to dots ([size()]): a step of a trajectory search.
@@ -96,18 +109,22 @@ class ExpertMapStore {
   void StoreRow(int32_t record, int32_t layer, std::span<const float> row);
   void StoreEmbedding(int32_t record, std::span<const float> embedding);
   void PadQuery(std::span<const float> values);
+  // The places of the `top_k` largest values first in largest_.
+  void OrderLargest(std::span<const float> row, size_t top_k);
 
   Shape shape_;
   size_t dim_stride_;
   size_t row_stride_;
   int32_t size_ = 0;
-  std::vector<float> embeddings_;    // [capacity, dim_stride], unit length
-  std::vector<float> rows_;          // kExact: [layers, capacity, row_stride]
-  std::vector<uint8_t> values_;      // kCompact: [layers, capacity, top_m]
-  std::vector<uint16_t> positions_;  // likewise
-  std::vector<float> scales_;        // [layers, capacity]
-  std::vector<float> prefix_norms_;  // [layers, capacity]
-  std::vector<float> usefulness_;    // [capacity]
+  std::vector<float> embeddings_;     // [capacity, dim_stride], unit length
+  std::vector<float> rows_;           // kExact: [layers, capacity, row_stride]
+  std::vector<uint8_t> values_;       // kCompact: [layers, capacity, top_m]
+  std::vector<uint16_t> positions_;   // likewise
+  std::vector<float> scales_;         // [layers, capacity]
+  std::vector<float> prefix_norms_;   // [layers, capacity]
+  std::vector<float> usefulness_;     // [capacity]
+  std::vector<uint64_t> shared_ids_;  // [capacity]
+  std::vector<uint64_t> useful_;      // at most kMaxUseful
   // Scratch.
   std::vector<float> query_;
   std::vector<float> similarity_;  // [capacity]
@@ -115,6 +132,7 @@ class ExpertMapStore {
   std::vector<float> row_;
   std::vector<int32_t> order_;     // [capacity]
   std::vector<uint16_t> largest_;  // [num_experts]
+  std::vector<uint8_t> chosen_;    // [num_experts]
 };
 
 // A search for the record whose first rows are nearest to those of the

@@ -69,9 +69,11 @@ History::History(const HistoryShape& shape)
                       static_cast<float>(shape.num_experts)),
       mixers_(InitialMixers(shape.num_layers)) {}
 
-void History::Learn(const SequenceRecord& record) {
-  sequences_.Add(record.context,
-                 {record.map, shape_.num_layers, shape_.num_experts});
+void History::Learn(const SequenceRecord& record, uint64_t shared_id) {
+  sequences_.SetSharedId(
+      sequences_.Add(record.context,
+                     {record.map, shape_.num_layers, shape_.num_experts}),
+      shared_id);
   const size_t layers = static_cast<size_t>(shape_.num_layers);
   const size_t experts = static_cast<size_t>(shape_.num_experts);
   const size_t top_k = static_cast<size_t>(shape_.top_k);
@@ -90,9 +92,11 @@ void History::Learn(const SequenceRecord& record) {
   }
 }
 
-void History::Learn(const IterationRecord& record) {
-  iterations_.Add(record.embedding,
-                  {record.map, shape_.num_layers, shape_.num_experts});
+void History::Learn(const IterationRecord& record, uint64_t shared_id) {
+  iterations_.SetSharedId(
+      iterations_.Add(record.embedding,
+                      {record.map, shape_.num_layers, shape_.num_experts}),
+      shared_id);
 }
 
 std::string History::Serialize() const {

@@ -59,8 +59,9 @@ class History {
   std::span<const float> popularity() const { return popularity_; }
 
   // Learns what another rank or job learnt, as if its tokens had come here.
-  void Learn(const SequenceRecord& record);
-  void Learn(const IterationRecord& record);
+  // `shared_id`: what the others call the record, to say that it was of use.
+  void Learn(const SequenceRecord& record, uint64_t shared_id = 0);
+  void Learn(const IterationRecord& record, uint64_t shared_id = 0);
   RecordShape record_shape() const {
     return {.num_layers = shape_.num_layers,
             .num_experts = shape_.num_experts,

@@ -43,6 +43,16 @@ void HistoryMailbox::Send(HistoryRow row) {
   changed_.NotifyAll();
 }
 
+void HistoryMailbox::SendUseful(HistoryFormat format,
+                                std::span<const uint64_t> ids) {
+  if (ids.empty()) return;
+  MutexLock lock(mu_);
+  std::vector<uint64_t>& kept = useful_[format];
+  const size_t room = kMaxUseful - std::min(kMaxUseful, kept.size());
+  const auto taken = ids.first(std::min(room, ids.size()));
+  kept.insert(kept.end(), taken.begin(), taken.end());
+}
+
 std::vector<HistoryRow> HistoryMailbox::TakeIncoming(size_t most) {
   std::vector<HistoryRow> rows;
   MutexLock lock(mu_);
@@ -74,7 +84,10 @@ HistoryMailbox::Outgoing HistoryMailbox::TakeOutgoing(absl::Duration timeout,
     out.rows.push_back(std::move(next));
     outgoing_.pop_front();
   }
-  if (!out.rows.empty()) out.dropped = std::exchange(dropped_unreported_, 0);
+  if (!out.rows.empty()) {
+    out.dropped = std::exchange(dropped_unreported_, 0);
+    out.useful = std::exchange(useful_[out.rows.front().format], {});
+  }
   return out;
 }
 

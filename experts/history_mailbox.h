@@ -3,6 +3,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <deque>
+#include <map>
+#include <span>
 #include <unordered_set>
 #include <vector>
 
@@ -30,6 +32,11 @@ class HistoryMailbox {
   // -- The rank --
 
   void Send(HistoryRow row) ABSL_LOCKS_EXCLUDED(mu_);
+  // Rows of others that were of use, by their ids, once for each time. They
+  // travel with the next rows of the format; no more than so many are kept.
+  static constexpr size_t kMaxUseful = 4096;
+  void SendUseful(HistoryFormat format, std::span<const uint64_t> ids)
+      ABSL_LOCKS_EXCLUDED(mu_);
   // At most `most` rows that came, oldest first.
   std::vector<HistoryRow> TakeIncoming(size_t most) ABSL_LOCKS_EXCLUDED(mu_);
 
@@ -37,7 +44,8 @@ class HistoryMailbox {
 
   struct Outgoing {
     std::vector<HistoryRow> rows;
-    uint64_t dropped = 0;  // since the last call
+    std::vector<uint64_t> useful;  // of the rows' format
+    uint64_t dropped = 0;          // since the last call
   };
   // Waits for a row, at most `timeout` or until Close(); then takes rows of one
   // format, at most `max_bytes` of them (at least one).
@@ -73,6 +81,7 @@ class HistoryMailbox {
   CondVar changed_;
   std::deque<HistoryRow> outgoing_ ABSL_GUARDED_BY(mu_);
   std::deque<HistoryRow> incoming_ ABSL_GUARDED_BY(mu_);
+  std::map<HistoryFormat, std::vector<uint64_t>> useful_ ABSL_GUARDED_BY(mu_);
   size_t outgoing_bytes_ ABSL_GUARDED_BY(mu_) = 0;
   size_t incoming_bytes_ ABSL_GUARDED_BY(mu_) = 0;
   // Hashes of the last rows that this rank sent, oldest first.

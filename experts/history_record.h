@@ -36,6 +36,7 @@ struct HistoryRow {
   HistoryFormat format = HistoryFormat::kSequence;
   std::string key;
   std::string map;
+  uint64_t id = 0;  // given by the coordinator
 
   friend bool operator==(const HistoryRow&, const HistoryRow&) = default;
 };

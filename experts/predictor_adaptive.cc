@@ -155,6 +155,8 @@ class AdaptivePredictor final : public Predictor {
   void AddSlices(const StepTokens& tokens);
   SequenceState& StateOf(int64_t sequence);
   void SearchSemantic(SequenceState& state);
+  void RewardTrajectory(const Trajectory& trajectory);
+  void RewardNeighbours(const SequenceState& state);
   void ChooseLessons();
   // Foretells `layer` for all tokens; `ahead`: the gate's look-ahead, or empty.
   void Foretell(Foresight foresight, int32_t layer,
@@ -568,6 +570,7 @@ void AdaptivePredictor::Predict(int32_t layer, int32_t /*distance*/,
 
 void AdaptivePredictor::EndStep() {
   if (steps_ % kStoreInterval == 0 && !slices_.empty()) {
+    RewardTrajectory(trajectories_.front());
     history_.iterations().Add(
         first_embedding_,
         {trajectories_.front().map, shape_.num_layers, shape_.num_experts});
@@ -607,6 +610,29 @@ void AdaptivePredictor::LearnToken(SequenceState& state, int64_t row) {
   }
 }
 
+void AdaptivePredictor::RewardTrajectory(const Trajectory& trajectory) {
+  if (!trajectory.match) return;
+  ExpertMapStore& store = history_.iterations();
+  const int32_t record = trajectory.match->record;
+  store.Reward(record, store.ForetoldShare(record,
+                                           {trajectory.map, shape_.num_layers,
+                                            shape_.num_experts},
+                                           shape_.top_k));
+}
+
+// The maps that the sequence would find at its end: those that it found on its
+// way may have given their places to others.
+void AdaptivePredictor::RewardNeighbours(const SequenceState& state) {
+  ExpertMapStore& store = history_.sequences();
+  store.NearestEmbeddings(state.context.vector(), kNeighbours, matches_);
+  for (const ExpertMapStore::Match& match : matches_) {
+    store.Reward(match.record, store.ForetoldShare(match.record,
+                                                   {map_, shape_.num_layers,
+                                                    shape_.num_experts},
+                                                   shape_.top_k));
+  }
+}
+
 void AdaptivePredictor::EndSequence(int64_t sequence) {
   const auto found = sequences_.find(sequence);
   if (found == sequences_.end()) return;
@@ -615,6 +641,7 @@ void AdaptivePredictor::EndSequence(int64_t sequence) {
     const float scale = 1.0f / static_cast<float>(state.tokens);
     std::ranges::transform(state.used, map_.begin(),
                            [scale](float used) { return used * scale; });
+    RewardNeighbours(state);
     history_.sequences().Add(state.context.vector(),
                              {map_, shape_.num_layers, shape_.num_experts});
   }

@@ -79,6 +79,16 @@ class FmoePredictor final : public Predictor {
   }
 
   void EndStep() override {
+    // Of every token's search, before the places of records change.
+    for (size_t i = 0; i < num_tokens_; ++i) {
+      if (const auto match = tracks_[i].search.Best()) {
+        store_.Reward(match->record,
+                      store_.ForetoldShare(match->record,
+                                           {tracks_[i].map, shape_.num_layers,
+                                            shape_.num_experts},
+                                           shape_.top_k));
+      }
+    }
     for (size_t i = 0; i < num_tokens_; ++i) {
       store_.Add(tracks_[i].embedding,
                  {tracks_[i].map, shape_.num_layers, shape_.num_experts});

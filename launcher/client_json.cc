@@ -104,7 +104,8 @@ std::string ToJson(const v1::Stats& stats) {
     json["models"].push_back({{"name", model.name()},
                               {"fingerprint", model.fingerprint()},
                               {"expert_maps", model.expert_maps()},
-                              {"expert_map_bytes", model.expert_map_bytes()}});
+                              {"expert_map_bytes", model.expert_map_bytes()},
+                              {"expert_map_hits", model.expert_map_hits()}});
   }
   return Dump(json);
 }

@@ -153,8 +153,9 @@ void PrintStats(const v1::Stats& stats) {
   std::printf("tokens    %llu, now %.1f a second\n", number(stats.tokens()),
               stats.tokens_per_s());
   for (const v1::ModelStats& model : stats.models()) {
-    std::printf("model     %s, %llu expert maps\n", model.name().c_str(),
-                number(model.expert_maps()));
+    std::printf("model     %s, %llu expert maps, of use %llu times\n",
+                model.name().c_str(), number(model.expert_maps()),
+                number(model.expert_map_hits()));
   }
   for (const v1::RankStats& rank : stats.ranks()) {
     std::printf(

@@ -1,6 +1,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <numeric>
 #include <random>
@@ -187,6 +188,49 @@ TEST(ExpertMapStoreTest, ByUsefulnessTheProvenRecordStays) {
 
   // As like the first as can be, which would go by similarity.
   EXPECT_EQ(store.Add(records[0].embedding, records[0].View()), 1);
+}
+
+TEST(ExpertMapStoreTest, TellsWhatARecordWouldHaveForetold) {
+  ExpertMapStore store(Shape(2));
+  const std::vector<Record> records = Records(2, 8);
+  const auto num_experts = static_cast<size_t>(store.shape().num_experts);
+  store.Add(records[0].embedding, records[0].View());
+  EXPECT_EQ(store.ForetoldShare(0, records[0].View(), 2), 1.0f);
+
+  // The largest of each row changes places with the smallest.
+  Record turned = records[0];
+  for (size_t begin = 0; begin < turned.map.size(); begin += num_experts) {
+    const auto row = std::span(turned.map).subspan(begin, num_experts);
+    std::vector<size_t> order(num_experts);
+    std::iota(order.begin(), order.end(), size_t{0});
+    std::ranges::sort(order, {}, [&](size_t e) { return row[e]; });
+    std::swap(row[order[0]], row[order[num_experts - 1]]);
+    EXPECT_GT(row[order[0]], 0);
+  }
+  EXPECT_EQ(store.ForetoldShare(0, turned.View(), 2), 0.5f);
+}
+
+TEST(ExpertMapStoreTest, CollectsTheSharedRecordsThatWereOfUse) {
+  ExpertMapStore store(Shape(2));
+  const std::vector<Record> records = Records(3, 8);
+  store.SetSharedId(store.Add(records[0].embedding, records[0].View()), 70);
+  store.Add(records[1].embedding, records[1].View());
+
+  store.Reward(0, 0.9f);
+  store.Reward(0, 0.1f);
+  store.Reward(1, 0.9f);  // this rank's own
+  store.Reward(0, 0.5f);
+  EXPECT_THAT(store.useful(), ::testing::ElementsAre(70, 70));
+
+  store.ClearUseful();
+  // Its place goes to a record of this rank.
+  EXPECT_EQ(store.Add(records[0].embedding, records[0].View()), 0);
+  store.Reward(0, 1.0f);
+  EXPECT_THAT(store.useful(), ::testing::IsEmpty());
+
+  store.SetSharedId(0, 71);
+  for (int i = 0; i < 10'000; ++i) store.Reward(0, 1.0f);
+  EXPECT_LE(store.useful().size(), 1000u);
 }
 
 TEST(ExpertMapStoreTest, CompactRowsKeepTheLargestWithinAStepOfTheirScale) {

@@ -44,6 +44,34 @@ TEST(HistoryMailboxTest, AFullOutboxDropsItsOldestAndSaysSoOnce) {
   EXPECT_EQ(mailbox.TakeOutgoing(absl::ZeroDuration(), 64).dropped, 0u);
 }
 
+TEST(HistoryMailboxTest, WhatWasOfUseLeavesWithTheRowsOfItsFormat) {
+  HistoryMailbox mailbox({});
+  const std::vector<uint64_t> ids = {5, 5, 9};
+  mailbox.SendUseful(HistoryFormat::kSequence, ids);
+  EXPECT_TRUE(
+      mailbox.TakeOutgoing(absl::ZeroDuration(), 1 << 20).useful.empty());
+
+  mailbox.Send(Row("a", HistoryFormat::kIteration));
+  mailbox.Send(Row("b"));
+
+  EXPECT_TRUE(
+      mailbox.TakeOutgoing(absl::ZeroDuration(), 1 << 20).useful.empty());
+  EXPECT_EQ(mailbox.TakeOutgoing(absl::ZeroDuration(), 1 << 20).useful, ids);
+  mailbox.Send(Row("c"));
+  EXPECT_TRUE(
+      mailbox.TakeOutgoing(absl::ZeroDuration(), 1 << 20).useful.empty());
+}
+
+TEST(HistoryMailboxTest, WhatWasOfUseIsBounded) {
+  HistoryMailbox mailbox({});
+  const std::vector<uint64_t> ids(3000, 5);
+  for (int i = 0; i < 3; ++i) mailbox.SendUseful(HistoryFormat::kSequence, ids);
+  mailbox.Send(Row("a"));
+
+  EXPECT_EQ(mailbox.TakeOutgoing(absl::ZeroDuration(), 1 << 20).useful.size(),
+            HistoryMailbox::kMaxUseful);
+}
+
 TEST(HistoryMailboxTest, ABatchIsBoundedButNeverEmpty) {
   HistoryMailbox mailbox({});
   mailbox.Send(Row("a long row"));

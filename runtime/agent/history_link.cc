@@ -149,8 +149,10 @@ void HistoryLink::Impl::Take(const v1::ExpertMapUpdate& update,
   for (const v1::ExpertMapRow& row : update.added()) {
     if (row.id() <= replica.last_id) continue;
     replica.last_id = row.id();
-    mailbox_.Deliver(
-        {.format = replica.format, .key = row.key(), .map = row.map()});
+    mailbox_.Deliver({.format = replica.format,
+                      .key = row.key(),
+                      .map = row.map(),
+                      .id = row.id()});
   }
   if (!update.complete()) return;
   replica.version = update.version();
@@ -179,6 +181,8 @@ void HistoryLink::Impl::Append(const HistoryMailbox::Outgoing& outgoing) {
   v1::AppendExpertMapsRequest request;
   *request.mutable_store() = KeyOf(outgoing.rows.front().format);
   request.set_dropped(outgoing.dropped);
+  request.mutable_useful_ids()->Add(outgoing.useful.begin(),
+                                    outgoing.useful.end());
   for (const HistoryRow& row : outgoing.rows) {
     v1::ExpertMapRow* added = request.add_rows();
     added->set_key(row.key);

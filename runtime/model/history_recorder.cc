@@ -44,10 +44,10 @@ void HistoryRecorder::ApplyAll() {
 void HistoryRecorder::Apply(const HistoryRow& row) {
   if (row.format == HistoryFormat::kSequence) {
     const auto record = DecodeSequence(shape_, row.key, row.map);
-    if (record.ok()) return history_.Learn(*record);
+    if (record.ok()) return history_.Learn(*record, row.id);
   } else if (row.format == HistoryFormat::kIteration) {
     const auto record = DecodeIteration(shape_, row.key, row.map);
-    if (record.ok()) return history_.Learn(*record);
+    if (record.ok()) return history_.Learn(*record, row.id);
   }
   ++num_refused_;
 }
@@ -115,11 +115,18 @@ std::span<const Fp16> HistoryRecorder::OnGate(const GateOutput& gate) {
   return {};
 }
 
+void HistoryRecorder::SendUseful(HistoryFormat format, ExpertMapStore& store) {
+  mailbox_.SendUseful(format, store.useful());
+  store.ClearUseful();
+}
+
 void HistoryRecorder::OnStepEnd() {
   if (!slices_.empty() && steps_++ % kIterationInterval == 0) {
     mailbox_.Send(EncodeRecord(shape_, iteration_));
   }
   slices_.clear();
+  SendUseful(HistoryFormat::kIteration, history_.iterations());
+  SendUseful(HistoryFormat::kSequence, history_.sequences());
   for (const HistoryRow& row : mailbox_.TakeIncoming(kRowsPerStep)) Apply(row);
 }
 

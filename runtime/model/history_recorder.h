@@ -53,6 +53,7 @@ class HistoryRecorder final : public ForwardObserver {
   };
 
   void Apply(const HistoryRow& row);
+  void SendUseful(HistoryFormat format, ExpertMapStore& store);
 
   const RecordShape shape_;
   History& history_;

@@ -60,12 +60,16 @@ class SharedHistoryTest(unittest.TestCase):
             text = page.read().decode()
         return sum(map(float, re.findall(rf"(?m)^{pattern} (\S+)$", text)))
 
-    def kept_maps(self, address):
-        """What the coordinator says that it keeps for the model."""
+    def model(self, address):
+        """What the coordinator tells of the model."""
         done = portolan.run([self.client, "stats", "--coordinator", address,
                              "--json"])
         self.assertEqual(done.returncode, 0, done.stderr)
         model, = json.loads(done.stdout)["models"]
+        return model
+
+    def kept_maps(self, address):
+        model = self.model(address)
         self.assertGreater(model["expert_map_bytes"], 0)
         kept = model["expert_maps"]
         self.assertEqual(
@@ -120,6 +124,8 @@ class SharedHistoryTest(unittest.TestCase):
 
         again, known = self.job("second", address)
 
+        # What the first job learnt was of use to the second one.
+        self.assertGreater(self.model(address)["expert_map_hits"], 0)
         self.assertEqual(again, texts)
         # At least a map of each sequence.
         self.assertEqual(len(known), 2)

@@ -160,6 +160,7 @@ void RunningCoordinator::AddExpertMaps(v1::Stats& stats) const {
       if (store.store.fingerprint != model.fingerprint()) continue;
       model.set_expert_maps(model.expert_maps() + store.rows);
       model.set_expert_map_bytes(model.expert_map_bytes() + store.bytes);
+      model.set_expert_map_hits(model.expert_map_hits() + store.useful);
     }
   }
 }

@@ -275,6 +275,7 @@ grpc::Status ExpertMapsService::Take(const v1::AppendExpertMapsRequest& request,
   }
   const auto change = store->maps->Append(rows, useful);
   if (!change.ok()) return ToGrpc(change.status());
+  store->useful += useful.size();
   counts_.appended += change->kept;
   counts_.repeated += rows.size() - change->kept;
   counts_.dropped += request.dropped();
@@ -355,7 +356,8 @@ ExpertMapsService::Stats ExpertMapsService::stats() const {
   for (const auto& [key, store] : stores_) {
     stats.stores.push_back({.store = key,
                             .rows = store.maps->size(),
-                            .bytes = store.maps->bytes()});
+                            .bytes = store.maps->bytes(),
+                            .useful = store.useful});
     stats.followers += store.followers.size();
   }
   return stats;

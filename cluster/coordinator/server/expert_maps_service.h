@@ -59,6 +59,7 @@ class ExpertMapsService final : public v1::ExpertMaps::CallbackService {
     SharedMapsKey store;
     uint64_t rows = 0;
     uint64_t bytes = 0;
+    uint64_t useful = 0;  // hits that ranks told of
   };
   struct Stats {
     std::vector<StoreStats> stores;
@@ -74,6 +75,7 @@ class ExpertMapsService final : public v1::ExpertMaps::CallbackService {
   struct Store {
     std::unique_ptr<SharedMaps> maps;
     std::set<Follower*> followers;
+    uint64_t useful = 0;
   };
   struct Write {
     SharedMapsKey store;
