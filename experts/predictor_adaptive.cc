@@ -178,6 +178,8 @@ class AdaptivePredictor final : public Predictor {
   void CountScores(const LayerObservation& observation);
   void LearnToken(SequenceState& state, int64_t row);
   void BeginTrajectories(const StepTokens& tokens);
+  // Says to the matched maps how well they foretold the layer.
+  void RewardTrajectories(const LayerObservation& observation);
   void ExtendTrajectories(const LayerObservation& observation);
   // The matched map's view of a token, if it was searched for.
   void FillTrajectory(int64_t row, int32_t layer);
@@ -381,6 +383,23 @@ void AdaptivePredictor::BeginTrajectories(const StepTokens& tokens) {
   std::ranges::copy(tokens.embeddings.Row(0), first_embedding_.begin());
 }
 
+void AdaptivePredictor::RewardTrajectories(
+    const LayerObservation& observation) {
+  const auto top_k = static_cast<size_t>(shape_.top_k);
+  const size_t searched = std::min(trajectories_.size(), token_ids_.size());
+  for (size_t i = 0; i < searched; ++i) {
+    const auto& match = trajectories_[i].match;
+    if (!match) continue;
+    history_.iterations().CopyRow(match->record, observation.layer, used_);
+    // The share of its map that lies on what was chosen.
+    float chosen = 0;
+    for (const int32_t expert : observation.experts.subspan(i * top_k, top_k)) {
+      chosen += used_[static_cast<size_t>(expert)];
+    }
+    history_.iterations().Reward(match->record, std::min(chosen, 1.0f));
+  }
+}
+
 void AdaptivePredictor::ExtendTrajectories(
     const LayerObservation& observation) {
   const size_t searched = std::min(trajectories_.size(), token_ids_.size());
@@ -478,6 +497,7 @@ void AdaptivePredictor::Observe(const LayerObservation& observation) {
   }
   if (measuring()) CountScores(observation);
   LearnLessons(observation);
+  RewardTrajectories(observation);
   ExtendTrajectories(observation);
   if (observation.ahead2.rows() > 0) {
     Foretell(Foresight::kLayerAfter, layer + 2, observation.ahead2);

@@ -32,6 +32,7 @@ struct ReplayCommand {
   int32_t distance = PolicyOptions{}.distance;
   std::string history;
   std::string learn;
+  std::string map_replacement = "similarity";
   std::string plot;
   bool json = false;
   bool why = false;
@@ -57,7 +58,11 @@ absl::StatusOr<std::unique_ptr<History>> PrepareHistory(
     const ReplayCommand& command, const TraceHeader& header,
     const PolicyOptions& options) {
   if (command.history.empty() && command.learn.empty()) return nullptr;
-  auto history = std::make_unique<History>(HistoryShapeOf(header));
+  HistoryShape shape = HistoryShapeOf(header);
+  if (command.map_replacement == "usefulness") {
+    shape.replacement = MapReplacement::kUsefulness;
+  }
+  auto history = std::make_unique<History>(shape);
   if (!command.history.empty()) {
     PORTOLAN_RETURN_IF_ERROR(history->Load(command.history));
   }
@@ -185,6 +190,11 @@ void AddReplayCommand(CLI::App& app, int& exit_code) {
           "Saved history that predictors begin with");
   AddFlag(*replay, "--learn", command->learn,
           "Trace that predictors learn from first");
+  AddFlag(*replay, "--map-replacement", command->map_replacement,
+          "What a full store of expert maps gives up: the map most similar to "
+          "the new one, or of the most similar few the one that foretold worst")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"similarity", "usefulness"}));
   AddFlag(*replay, "--plot", command->plot,
           "Draw stall and hit rate against memory into this SVG");
   AddSwitch(*replay, "--json", command->json, "Print JSON");

@@ -214,6 +214,36 @@ TEST(ReplayTest, RefusesWhatItCannotReplay) {
       << too_small.status();
 }
 
+// The first rows of all maps that a small history learns from a trace.
+std::vector<float> MapsLearnt(const Trace& trace, MapReplacement replacement) {
+  HistoryShape shape = HistoryShapeOf(trace.header);
+  shape.iterations = 8;
+  shape.replacement = replacement;
+  History history(shape);
+  EXPECT_TRUE(LearnTrace(trace, "adaptive", {}, history).ok());
+  const auto experts = static_cast<size_t>(trace.header.num_experts);
+  std::vector<float> maps(8 * experts);
+  for (int32_t record = 0; record < history.iterations().size(); ++record) {
+    history.iterations().CopyRow(
+        record, 0,
+        std::span(maps).subspan(static_cast<size_t>(record) * experts,
+                                experts));
+  }
+  return maps;
+}
+
+TEST(LearnTraceTest, WhatMapsForetoldDecidesWhichStayIfAskedFor) {
+  const Trace trace = SyntheticTrace({.num_steps = 400});
+  const std::vector<float> similarity =
+      MapsLearnt(trace, MapReplacement::kSimilarity);
+
+  const std::vector<float> usefulness =
+      MapsLearnt(trace, MapReplacement::kUsefulness);
+
+  EXPECT_NE(similarity, usefulness);
+  EXPECT_EQ(usefulness, MapsLearnt(trace, MapReplacement::kUsefulness));
+}
+
 TEST(FirstOwnedExpertTest, CutsALayerIntoContiguousBlocks) {
   for (const int32_t experts : {7, 32, 60}) {
     for (int32_t ranks = 1; ranks <= 4; ++ranks) {
