@@ -407,12 +407,16 @@ void Merge(const TraceStep& from, TraceStep& to) {
   AppendTo(to.slices, from.slices);
   AppendTo(to.token_ids, from.token_ids);
   AppendTo(to.contexts, from.contexts);
+  const bool first = to.layers.empty();
   to.layers.resize(from.layers.size());
   for (size_t i = 0; i < from.layers.size(); ++i) {
     TraceLayer& layer = to.layers[i];
     const TraceLayer& other = from.layers[i];
     layer.gate_s = std::max(layer.gate_s, other.gate_s);
-    layer.experts_s = std::max(layer.experts_s, other.experts_s);
+    // A rank's time holds its waiting for the others, who may be waiting for
+    // experts; the one that kept them all waiting has the least.
+    layer.experts_s = first ? other.experts_s
+                            : std::min(layer.experts_s, other.experts_s);
     AppendTo(layer.probabilities, other.probabilities);
     AppendTo(layer.ahead1, other.ahead1);
     AppendTo(layer.ahead2, other.ahead2);

@@ -181,6 +181,8 @@ TEST(MergeTracesTest, JoinsTheStepsOfRanksByNumber) {
   first.header.num_ranks = second.header.num_ranks = 2;
   for (TraceStep& step : second.steps) step.slices[0].rank = 1;
   second.steps[1].layers[0].gate_s = 1.0f;
+  first.steps[1].layers[0].experts_s = 3.0f;  // waited for the second
+  second.steps[1].layers[0].experts_s = 2.0f;
 
   const auto merged = MergeTraces({first, second});
 
@@ -189,6 +191,7 @@ TEST(MergeTracesTest, JoinsTheStepsOfRanksByNumber) {
   EXPECT_EQ(merged->steps[1].slices.size(), 2u);
   EXPECT_EQ(merged->steps[1].num_tokens(), 2);
   EXPECT_EQ(merged->steps[1].layers[0].gate_s, 1.0f);
+  EXPECT_EQ(merged->steps[1].layers[0].experts_s, 2.0f);
 }
 
 TEST(MergeTracesTest, RefusesTracesOfDifferentModels) {
