@@ -415,8 +415,8 @@ void Merge(const TraceStep& from, TraceStep& to) {
     layer.gate_s = std::max(layer.gate_s, other.gate_s);
     // A rank's time holds its waiting for the others, who may be waiting for
     // experts; the one that kept them all waiting has the least.
-    layer.experts_s = first ? other.experts_s
-                            : std::min(layer.experts_s, other.experts_s);
+    layer.experts_s =
+        first ? other.experts_s : std::min(layer.experts_s, other.experts_s);
     AppendTo(layer.probabilities, other.probabilities);
     AppendTo(layer.ahead1, other.ahead1);
     AppendTo(layer.ahead2, other.ahead2);
