@@ -376,6 +376,20 @@ TEST(TokenExchangeCostTest, BuffersForLessThanOneTokenAreRefused) {
   EXPECT_TRUE(absl::IsInvalidArgument(status)) << status;
 }
 
+TEST(TokenExchangeCostTest, NoMessageOfARoundIsLargerThanMpiCarries) {
+  ExchangeOptions options = testing::OptionsOf(ContractCase());
+  options.hidden = 7168;
+  options.row_bytes = 2 * options.hidden;
+  options.top_k = 8;
+  options.buffer_bytes = int64_t{1} << 50;
+  options.max_round_tokens = 1 << 30;
+
+  const int64_t tokens = RoundTokens(options, 2);
+
+  EXPECT_GT(tokens, 4096);
+  EXPECT_LE(tokens * options.top_k * options.hidden * 4, INT32_MAX);
+}
+
 // Messages and bytes that rank 0 of 2 sends in two steps of three layers.
 TransportStats CostOf(const ContractCase& c) {
   TransportStats cost;

@@ -9,9 +9,12 @@
 // rank 0 computes for long), stop (SIGSTOP for 0.5 s), halt (SIGSTOP for good),
 // fail (an error of its own), slow (5 s without an exchange), late (slow, where
 // a step may take 1 s), exit (leaves without a word), numerics or epoch
-// (another one from the start). `leave`: the last rank hangs in MPI_Finalize();
-// the others wait SECONDS. Prints "rank R (TRANSPORT) at MILLISECONDS ms: ok"
-// or "... error: ...".
+// (another one from the start); or torn: rank 1 kills it as that enters PHASE,
+// amid the large messages of the others.
+//
+// `leave`: the last rank hangs in MPI_Finalize(); the others wait SECONDS.
+//
+// Prints "rank R (TRANSPORT) at MILLISECONDS ms: ok" or "... error: ...".
 #include <mpi.h>
 #include <signal.h>
 #include <unistd.h>
@@ -19,10 +22,12 @@
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
+#include <span>
 #include <string>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "comm/gather.h"
 #include "comm/mpi_session.h"
 #include "runtime/base/status_macros.h"
 #include "tests/exchange_contract.h"
@@ -68,11 +73,25 @@ absl::Status RunFault(Transport& transport, const std::string& phase,
   if (faulty && action == "numerics") c.numerics_id = 0xbad;
   if (faulty && action == "epoch") c.epoch = 0x5;
   if (action == "late") c.step_timeout = absl::Milliseconds(10);
+  if (action == "torn") {
+    c.hidden = 1100;
+    c.tokens_of_rank = {300};
+  }
+  const pid_t pid = getpid();
+  PORTOLAN_ASSIGN_OR_RETURN(
+      const MessageMemory pids,
+      AllGather(transport, std::as_bytes(std::span(&pid, 1)),
+                WaitContext{.phase = "start"}));
+  const int last = transport.world_size() - 1;
+  const bool acts = action == "torn" ? transport.rank() == Rank{1} : faulty;
   c.phase_hook = [&](const PhaseEvent& event) {
     const bool here = event.layer < 0 || event.layer == kFaultyLayer;
-    if (faulty && here && event.step == kFaultyStep &&
+    if (acts && here && event.step == kFaultyStep &&
         ToString(event.phase) == phase) {
-      Act(ToIndex(transport.rank()), action);
+      Act(last, action);
+      if (action == "torn") {
+        kill(pids.As<pid_t>()[static_cast<size_t>(last)], SIGKILL);
+      }
     }
     if (action == "busy" && transport.rank() == Rank{0} && here &&
         event.step == kFaultyStep && event.phase == ExchangePhase::kCompute) {

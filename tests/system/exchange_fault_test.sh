@@ -26,6 +26,8 @@ case $action in
     want="ABORTED: .*rank 2 on .* is lost .*phase \`$noticed_in\` of .*step 3" ;;
   exit) want_code="3|1" ranks="0 1"
     want="ABORTED: .*rank 2 on .* is lost .*phase \`$noticed_in\` of .*step 3" ;;
+  torn) want_code="137|1" ranks="0 1"
+    want="ABORTED: .*rank 2 on .* is lost .*phase \`\(payload\|combine\)\` of layer 1, step 3" ;;
   fail) want_code=1 ranks="0 1"
     want="DATA_LOSS: rank 2 on .* failed in phase \`compute\` of layer 1, step 3" ;;
   numerics) want_code=1 ranks="0 1 2"
@@ -47,7 +49,7 @@ for rank in $ranks; do
   line=$(grep "^rank $rank ($transport) at" <<<"$output") ||
     fail "rank $rank said nothing"
   grep -q ": .*$want" <<<"$line" || fail "rank $rank said something else"
-  [ "$action" = kill ] || continue
+  [[ $action =~ ^(kill|torn|busy)$ ]] || continue
   ended=$(sed 's/.* at \([0-9]*\) ms.*/\1/' <<<"$line")
   [ $((ended - acted)) -lt 5000 ] ||
     fail "rank $rank needed $((ended - acted)) ms to notice"
