@@ -248,7 +248,7 @@ TEST(GoldenTest, BfloatActivationsDeviateOnlyWhereTheReferenceIsUndecided) {
   }
   EXPECT_LT(comparison.gate_error, 1e-2);
   EXPECT_LT(comparison.logit_error, 0.2);
-  EXPECT_GE(comparison.tokens, 85);
+  EXPECT_GE(comparison.tokens, 65);
 }
 
 }  // namespace
