@@ -89,6 +89,20 @@ class CommandLineTest(unittest.TestCase):
         self.assertEqual(stopped["text"], whole[:whole.index(word)])
         self.assertEqual(stopped["finish_reason"], "stop")
 
+    def test_a_stop_text_that_only_the_end_completes_is_a_stop_too(self):
+        # The model goes on in curly quotes, which take several tokens.
+        prompt = {"prompt": "\u201cYes,\u201d said she. \u201cIt is",
+                  "temperature": 0}
+        cut = [r for r in self.generate(
+            [{**prompt, "max_tokens": n} for n in range(1, 25)])
+            if r["text"].endswith("\ufffd")]
+        self.assertTrue(cut)
+        self.assertEqual(cut[0]["finish_reason"], "length")
+        stopped = self.generate([{**prompt, "stop": "\ufffd", "max_tokens":
+                                  len(cut[0]["tokens"])}])[0]
+        self.assertEqual(stopped["text"], cut[0]["text"][:-1])
+        self.assertEqual(stopped["finish_reason"], "stop")
+
     def test_ignore_eos_goes_on_where_the_model_would_end(self):
         end = 4093  # of the bundled model
         lines = PROMPTS.read_text().splitlines()
