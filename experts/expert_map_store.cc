@@ -309,7 +309,10 @@ bool ExpertMapStore::Load(ByteReader& in) {
     const auto map =
         in.GetArray<float>(static_cast<size_t>(shape_.num_layers) *
                            static_cast<size_t>(shape_.num_experts));
-    if (!in.ok() || !IsSane(embedding) || !IsSane(map)) return false;
+    if (!in.ok() || !std::isfinite(usefulness) || !IsSane(embedding) ||
+        !IsSane(map)) {
+      return false;
+    }
     if (record < records - shape_.capacity) continue;  // the oldest go
     const int32_t place =
         Add(embedding, {map, shape_.num_layers, shape_.num_experts});

@@ -26,6 +26,22 @@ float HintOf(float probability) {
   return -FastLog(1.0f - std::clamp(probability, 0.0f, 0.999f));
 }
 
+namespace {
+// A power of two: scores keep their precision in f16, whose largest is 65504.
+constexpr float kSelectedScale = 4096;
+constexpr float kLeastSelected = 1.0f / 2048;
+}  // namespace
+
+float HintOf(MapScore score) {
+  const float p = std::clamp(score.probability, 0.0f, 1.0f);
+  return score.selected ? kSelectedScale * std::max(p, kLeastSelected) : p;
+}
+
+MapScore MapScoreOf(float hint) {
+  if (hint <= 1) return {.probability = hint};
+  return {.probability = hint / kSelectedScale, .selected = true};
+}
+
 float UnionProbability(float sum) {
   return 1.0f - FastExp(-std::min(sum, 40.0f));
 }

@@ -24,6 +24,19 @@ float HintOf(float probability);
 // Probability that any token chooses an expert whose hints add up to `sum`.
 float UnionProbability(float sum);
 
+// A hint of `fmoe`: the probability that the matched map gives to an expert and
+// whether it is among those selected to be read. Selection is told by scale, so
+// that of several hints the largest says both; a selected expert's probability
+// counts as 1/2048 at least.
+struct MapScore {
+  float probability = 0;
+  bool selected = false;
+
+  friend bool operator==(const MapScore&, const MapScore&) = default;
+};
+float HintOf(MapScore score);
+MapScore MapScoreOf(float hint);
+
 // Probability that a layer needs an expert at all, if `expected` of the step's
 // `num_tokens` tokens are expected to choose it (each with the same chance,
 // which is what is known of them): 1 - (1 - expected / n)^n.

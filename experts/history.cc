@@ -28,7 +28,8 @@ ExpertMapStore::Shape StoreShape(const HistoryShape& shape, int32_t capacity) {
           .num_experts = shape.num_experts,
           .format = shape.format,
           .top_m = std::min(shape.num_experts, 2 * shape.top_k),
-          .replacement = shape.replacement};
+          .replacement = shape.replacement,
+          .distance = shape.distance};
 }
 
 bool AllFinite(std::span<const float> values) {
@@ -44,14 +45,15 @@ int32_t TokenTableCapacity(int32_t num_layers, int32_t num_experts) {
       std::clamp<int64_t>(kTokenTableBytes / per_token, 64, 16384));
 }
 
-HistoryShape HistoryShapeOf(const TraceHeader& header) {
+HistoryShape HistoryShapeOf(const TraceHeader& header, int32_t distance) {
   return {
       .num_layers = header.num_layers,
       .num_experts = header.num_experts,
       .top_k = header.top_k,
       .hidden = header.hidden,
       .numerics_id = header.numerics_id,
-      .token_ids = TokenTableCapacity(header.num_layers, header.num_experts)};
+      .token_ids = TokenTableCapacity(header.num_layers, header.num_experts),
+      .distance = distance};
 }
 
 History::History(const HistoryShape& shape)
@@ -68,6 +70,22 @@ History::History(const HistoryShape& shape)
                   static_cast<float>(shape.top_k) /
                       static_cast<float>(shape.num_experts)),
       mixers_(InitialMixers(shape.num_layers)) {}
+
+std::vector<float> History::UseProfile() const {
+  if (sequences_.size() == 0) return popularity_;
+  const auto experts = static_cast<size_t>(shape_.num_experts);
+  std::vector<float> profile(popularity_.size());
+  std::vector<float> row(experts);
+  for (int32_t record = 0; record < sequences_.size(); ++record) {
+    for (int32_t layer = 0; layer < shape_.num_layers; ++layer) {
+      sequences_.CopyRow(record, layer, row);
+      const size_t first = static_cast<size_t>(layer) * experts;
+      for (size_t i = 0; i < experts; ++i) profile[first + i] += row[i];
+    }
+  }
+  for (float& share : profile) share /= static_cast<float>(sequences_.size());
+  return profile;
+}
 
 void History::Learn(const SequenceRecord& record, uint64_t shared_id) {
   sequences_.SetSharedId(

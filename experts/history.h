@@ -24,6 +24,7 @@ struct HistoryShape {
   int32_t iterations = 1000;  // maps of single tokens
   int32_t sequences = 1000;   // maps of whole sequences
   int32_t token_ids = 16384;
+  int32_t distance = 3;  // that fMoE reads ahead: weighs its redundancy
   MapFormat format = MapFormat::kExact;
   MapReplacement replacement = MapReplacement::kSimilarity;
 };
@@ -32,7 +33,7 @@ struct HistoryShape {
 // 64 MiB.
 int32_t TokenTableCapacity(int32_t num_layers, int32_t num_experts);
 
-HistoryShape HistoryShapeOf(const TraceHeader& header);
+HistoryShape HistoryShapeOf(const TraceHeader& header, int32_t distance = 3);
 
 // What earlier requests taught about a model's gates: expert maps of
 // iterations and of whole sequences, two token tables, how popular each expert
@@ -57,6 +58,10 @@ class History {
   static constexpr float kPopularityRate = 0.002f;
   std::span<float> popularity() { return popularity_; }
   std::span<const float> popularity() const { return popularity_; }
+
+  // How much each expert was used: its mean share over the stored sequences,
+  // each counting the same however old; popularity() while there are none.
+  std::vector<float> UseProfile() const;
 
   // Learns what another rank or job learnt, as if its tokens had come here.
   // `shared_id`: what the others call the record, to say that it was of use.

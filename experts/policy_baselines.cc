@@ -4,6 +4,7 @@
 #include <numeric>
 #include <vector>
 
+#include "experts/hints.h"
 #include "experts/history.h"
 #include "experts/use_clock.h"
 
@@ -238,10 +239,10 @@ class PinPolicy final : public HintedPolicy {
   PinPolicy(const PolicyShape& shape, const History* history)
       : HintedPolicy(shape), pinned_(shape.num_ids(), false) {
     if (history == nullptr) return;
-    const std::span<const float> popularity = history->popularity();
+    const std::vector<float> profile = history->UseProfile();
     order_ = shape_.owned;
     std::ranges::stable_sort(order_, std::greater<>(), [&](ExpertId id) {
-      return popularity[shape_.Index(id)];
+      return profile[shape_.Index(id)];
     });
     const int32_t count =
         std::min(shape.num_slots * 3 / 4, shape.num_slots - 2);
@@ -290,14 +291,16 @@ class FmoePolicy final : public HintedPolicy {
   std::string_view name() const override { return "fmoe"; }
   HintMerge hint_merge() const override { return HintMerge::kMax; }
 
-  void OnHints(int32_t layer, int32_t distance, std::span<const float> scores,
-               absl::Time now) override {
+  void OnHints(int32_t layer, int32_t /*distance*/,
+               std::span<const float> scores, absl::Time /*now*/) override {
     if (layer >= shape_.num_layers) return;
-    HintedPolicy::OnHints(layer, distance, scores, now);
-    // Eviction keeps the last map's view of a layer after it has passed.
-    std::ranges::copy(
-        scores, probability_.begin() +
-                    static_cast<std::ptrdiff_t>(shape_.Index({layer, 0})));
+    for (int32_t expert = 0; expert < shape_.num_experts; ++expert) {
+      const MapScore score = MapScoreOf(scores[static_cast<size_t>(expert)]);
+      const size_t index = shape_.Index({layer, expert});
+      scores_[index] = score.selected ? score.probability : 0;
+      // Eviction keeps the last map's view of a layer after it has passed.
+      probability_[index] = score.probability;
+    }
   }
 
   size_t ChooseVictim(std::span<const ExpertId> evictable,

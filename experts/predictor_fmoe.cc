@@ -3,6 +3,7 @@
 #include <numeric>
 #include <vector>
 
+#include "experts/hints.h"
 #include "experts/history.h"
 #include "experts/prediction_score.h"
 #include "experts/predictor_maps.h"
@@ -27,7 +28,7 @@ class FmoePredictor final : public Predictor {
         experts_(static_cast<size_t>(shape.num_experts)),
         distance_{distance},
         store_(history.iterations()),
-        scores_(static_cast<size_t>(shape.num_layers) * experts_, 0.0f),
+        scores_(static_cast<size_t>(shape.num_layers) * experts_),
         row_(experts_),
         order_(experts_),
         tokens_(experts_),
@@ -38,7 +39,7 @@ class FmoePredictor final : public Predictor {
 
   void BeginStep(const StepTokens& tokens) override {
     num_tokens_ = static_cast<size_t>(tokens.embeddings.rows());
-    std::ranges::fill(scores_, 0.0f);
+    std::ranges::fill(scores_, MapScore{});
     while (tracks_.size() < num_tokens_) {
       tracks_.emplace_back(store_, scores_.size(),
                            static_cast<size_t>(shape_.hidden));
@@ -75,7 +76,9 @@ class FmoePredictor final : public Predictor {
                std::span<Fp16> scores) override {
     std::ranges::fill(scores, Fp16{});
     if (layer >= shape_.num_layers) return;
-    std::ranges::transform(Scores(layer), scores.begin(), ToFp16);
+    std::ranges::transform(
+        Scores(layer), scores.begin(),
+        [](const MapScore& score) { return ToFp16(HintOf(score)); });
   }
 
   void EndStep() override {
@@ -94,7 +97,7 @@ class FmoePredictor final : public Predictor {
                  {tracks_[i].map, shape_.num_layers, shape_.num_experts});
     }
     num_tokens_ = 0;
-    std::ranges::fill(scores_, 0.0f);
+    std::ranges::fill(scores_, MapScore{});
   }
 
   std::vector<PredictionMetrics> metrics() const override {
@@ -102,7 +105,7 @@ class FmoePredictor final : public Predictor {
   }
 
  private:
-  std::span<float> Scores(int32_t layer) {
+  std::span<MapScore> Scores(int32_t layer) {
     return std::span(scores_).subspan(static_cast<size_t>(layer) * experts_,
                                       experts_);
   }
@@ -114,7 +117,8 @@ class FmoePredictor final : public Predictor {
                            [scale](float p) { return p * scale; });
   }
 
-  // Adds the experts that a match selects for a layer.
+  // Adds what a match says of a layer: the probabilities of its row, by which
+  // residents are given up, and the experts it selects to be read.
   void Select(const ExpertMapStore::Match& match, int32_t layer) {
     store_.CopyRow(match.record, layer, row_);
     std::iota(order_.begin(), order_.end(), 0);
@@ -124,14 +128,15 @@ class FmoePredictor final : public Predictor {
       return left > right || (left == right && a < b);
     });
     const float delta = std::clamp(1.0f - match.similarity, 0.0f, 1.0f);
-    const std::span<float> scores = Scores(layer);
+    const std::span<MapScore> scores = Scores(layer);
     float sum = 0;
     int32_t selected = 0;
     for (const int32_t expert : order_) {
-      if (selected >= shape_.top_k && sum >= delta) break;
       const float p = row_[static_cast<size_t>(expert)];
-      float& score = scores[static_cast<size_t>(expert)];
-      score = std::max(score, p);
+      MapScore& score = scores[static_cast<size_t>(expert)];
+      score.probability = std::max(score.probability, p);
+      if (selected >= shape_.top_k && sum >= delta) continue;
+      score.selected = true;
       sum += p;
       ++selected;
     }
@@ -143,9 +148,9 @@ class FmoePredictor final : public Predictor {
     for (const int32_t expert : observation.experts) {
       ++tokens_[static_cast<size_t>(expert)];
     }
-    const std::span<const float> scores = Scores(observation.layer);
-    std::ranges::transform(scores, row_.begin(),
-                           [](float p) { return p > 0 ? 1.0f : 0.0f; });
+    std::ranges::transform(
+        Scores(observation.layer), row_.begin(),
+        [](const MapScore& score) { return score.selected ? 1.0f : 0.0f; });
     PredictionScore& score =
         observation.layer < distance_[0] ? semantic_ : trajectory_;
     score.Count(row_, tokens_, 1);
@@ -157,7 +162,7 @@ class FmoePredictor final : public Predictor {
   ExpertMapStore& store_;
   std::vector<TokenTrack> tracks_;  // the first num_tokens_ are in use
   size_t num_tokens_ = 0;
-  std::vector<float> scores_;  // [num_layers, num_experts]
+  std::vector<MapScore> scores_;  // [num_layers, num_experts]
   // Scratch, [num_experts].
   std::vector<float> row_;
   std::vector<int32_t> order_;

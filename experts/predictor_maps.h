@@ -15,7 +15,8 @@ class History;
 // iteration (embedding row, gate probabilities); semantic search for layers
 // 0 .. distance - 1, trajectory search for layer l + distance; of the matched
 // row, the experts of highest p until their sum reaches 1 - similarity, at
-// least top_k. Score: p of the selected, the largest over tokens.
+// least top_k. Score: a MapScore's hint, of the row's p, the largest over
+// tokens, and whether any token selected the expert.
 std::unique_ptr<Predictor> MakeFmoePredictor(const PredictorShape& shape,
                                              int32_t distance,
                                              History& history);

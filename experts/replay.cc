@@ -97,8 +97,10 @@ Run::Run(const Trace& trace, std::string_view policy,
       policy_(SplitAblation(name_, ablation_)),
       link_(options.link),
       chunk_bytes_(ChunkBytes(options, trace.header)),
-      history_(history != nullptr ? *history
-                                  : History(HistoryShapeOf(trace.header))),
+      history_(
+          history != nullptr
+              ? *history
+              : History(HistoryShapeOf(trace.header, options.policy.distance))),
       counts_(static_cast<size_t>(header_.num_experts)),
       merged_(static_cast<size_t>(header_.num_experts)) {
   nodes_.resize(static_cast<size_t>(options.num_ranks));

@@ -57,8 +57,7 @@ absl::StatusOr<Trace> ReadAll(const std::vector<std::string>& paths) {
 absl::StatusOr<std::unique_ptr<History>> PrepareHistory(
     const ReplayCommand& command, const TraceHeader& header,
     const PolicyOptions& options) {
-  if (command.history.empty() && command.learn.empty()) return nullptr;
-  HistoryShape shape = HistoryShapeOf(header);
+  HistoryShape shape = HistoryShapeOf(header, options.distance);
   if (command.map_replacement == "usefulness") {
     shape.replacement = MapReplacement::kUsefulness;
   }

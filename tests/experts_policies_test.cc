@@ -199,6 +199,21 @@ TEST(EamPolicyTest, GivesUpTheSmallestActivationRatio) {
   EXPECT_EQ(bench.Victim({1, 0}), (ExpertId{0, 2}));
 }
 
+TEST(PinPolicyTest, EverySequenceOfTheProfileCountsTheSame) {
+  History history(ShapeOfHistory());
+  std::ranges::fill(history.popularity(), 0.0f);
+  history.popularity()[2] = 1.0f;  // of late, but not in what is stored
+  std::vector<float> map(history.popularity().size(), 0.0f);
+  map[1] = 1;  // expert 1 of layer 0
+  const std::vector<float> context = {1, 1, 1, 1};
+  history.sequences().Add(context, {map, kLayers, kExperts});
+  Bench bench("pin", 4, &history);
+  bench.Load({0, 1});
+  bench.Load({0, 2});
+
+  EXPECT_EQ(bench.Victim({1, 0}), (ExpertId{0, 2}));
+}
+
 TEST(PinPolicyTest, KeepsTheHottestOfTheProfile) {
   History history(ShapeOfHistory());
   std::ranges::fill(history.popularity(), 0.0f);
@@ -224,21 +239,42 @@ TEST(PinPolicyTest, WithoutAProfileIsLruAndSaysSo) {
 TEST(FmoePolicyTest, ReadsByProbabilityOverDistance) {
   Bench bench("fmoe", 8);
   bench.Use({0, 0});
-  bench.Hint(1, 1, {0, 0.3f});
-  bench.Hint(3, 3, {0, 0, 0.8f});  // 0.8 / 3 < 0.3
+  bench.Hint(1, 1, {0, HintOf({0.3f, true})});
+  bench.Hint(3, 3, {0, 0, HintOf({0.8f, true})});  // 0.8 / 3 < 0.3
 
   EXPECT_EQ(bench.Wish(), (ExpertId{1, 1}));
+}
+
+TEST(FmoePolicyTest, ReadsOnlyWhatAMapSelects) {
+  Bench bench("fmoe", 8);
+  bench.Use({0, 0});
+  bench.Hint(1, 1, {0, HintOf({0.4f, false}), HintOf({0.1f, true})});
+
+  EXPECT_EQ(bench.Wish(), (ExpertId{1, 2}));
 }
 
 TEST(FmoePolicyTest, GivesUpTheSmallestProbabilityTimesAccesses) {
   Bench bench("fmoe", 8);
   bench.Load({1, 1});
   bench.Load({1, 2});
-  bench.Hint(1, 1, {0, 0.9f, 0.2f});
+  bench.Hint(1, 1, {0, HintOf({0.9f, true}), HintOf({0.2f, true})});
   bench.Use({1, 1});                              // 0.9 * 1
   for (int i = 0; i < 5; ++i) bench.Use({1, 2});  // 0.2 * 5
 
   EXPECT_EQ(bench.Victim({2, 0}), (ExpertId{1, 1}));
+}
+
+TEST(FmoePolicyTest, ProbabilityOfTheWholeRowDecidesWhoStays) {
+  Bench bench("fmoe", 8);
+  for (const int32_t expert : {1, 2, 3}) {
+    bench.Load({1, expert});
+    bench.Use({1, expert});
+  }
+  bench.Hint(
+      1, 1,
+      {0, HintOf({0.1f, false}), HintOf({0.02f, false}), HintOf({0.7f, true})});
+
+  EXPECT_EQ(bench.Victim({2, 0}), (ExpertId{1, 2}));
 }
 
 TEST(FmoePolicyTest, TheLargestProbabilityOfTheRanksCounts) {
