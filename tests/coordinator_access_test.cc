@@ -86,6 +86,16 @@ TEST(AccessTest, ACertificateLetsRanksInAndNamesClients) {
           .status()));
 }
 
+TEST(AccessTest, WhereCertificatesAreAllThatTellsCallersNobodyIsAnonymous) {
+  const auto nobody = Admit({.certificates = true}, ServiceKind::kInference,
+                            {.address = "ipv4:10.0.0.1"});
+  ASSERT_TRUE(absl::IsUnauthenticated(nobody.status())) << nobody.status();
+  EXPECT_THAT(std::string(nobody.status().message()),
+              HasSubstr("--tls-client-ca"));
+  EXPECT_THAT(std::string(nobody.status().message()),
+              HasSubstr("--token-file"));
+}
+
 TEST(AccessTest, ASubjectCountsOnlyWhereCertificatesAreVerified) {
   const Credentials forged{.subject = "CN=rank", .address = "a"};
   EXPECT_TRUE(absl::IsUnauthenticated(

@@ -88,8 +88,12 @@ class SecurityTest : public CoordinatorTest {
   grpc::Status SubmitAs(const std::string& token,
                         std::shared_ptr<grpc::ChannelCredentials> credentials =
                             grpc::InsecureChannelCredentials()) {
+    return SubmitTo(coordinator_->address(), token, std::move(credentials));
+  }
+  grpc::Status SubmitTo(const std::string& address, const std::string& token,
+                        std::shared_ptr<grpc::ChannelCredentials> credentials) {
     const auto stub = v1::Inference::NewStub(
-        grpc::CreateChannel(coordinator_->address(), std::move(credentials)));
+        grpc::CreateChannel(address, std::move(credentials)));
     grpc::ClientContext context;
     context.set_deadline(absl::ToChronoTime(absl::Now() + kTestPatience));
     if (!token.empty()) {
@@ -108,9 +112,9 @@ class SecurityTest : public CoordinatorTest {
     v1::RequestInfo info;
     return client_->Get(&context, request, &info);
   }
-  int Connect() {
-    const std::vector<std::string> parts =
-        absl::StrSplit(coordinator_->address(), ':');
+  int Connect() { return ConnectTo(coordinator_->address()); }
+  static int ConnectTo(const std::string& listener) {
+    const std::vector<std::string> parts = absl::StrSplit(listener, ':');
     const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
     sockaddr_in address = {};
     address.sin_family = AF_INET;
@@ -183,6 +187,22 @@ TEST_F(SecurityTest, RanksComeInByCertificate) {
   EXPECT_EQ(nobody.Ended().error_code(), grpc::StatusCode::UNAUTHENTICATED);
 }
 
+TEST_F(SecurityTest, ClientsNeedACertificateWhereThereAreNoTokens) {
+  UseTls();
+  MakeCertificate("client", 2);
+  options_.listen = "0.0.0.0:0";
+  Start();
+  const std::string address = coordinator_->address();
+  const std::string here =
+      absl::StrCat("127.0.0.1", address.substr(address.rfind(':')));
+
+  const grpc::Status nobody = SubmitTo(here, "", TlsCredentials());
+  EXPECT_EQ(nobody.error_code(), grpc::StatusCode::UNAUTHENTICATED);
+  EXPECT_THAT(nobody.error_message(), HasSubstr("--tls-client-ca"));
+  const grpc::Status known = SubmitTo(here, "", TlsCredentials("client"));
+  EXPECT_TRUE(known.ok()) << known.error_message();
+}
+
 TEST_F(SecurityTest, AnExpiredCertificateIsRefused) {
   UseTls();
   MakeCertificate("old", -1);
@@ -242,6 +262,44 @@ TEST_F(SecurityTest, DoesNotListenToTheWorldUnlessItIsSafe) {
   EXPECT_TRUE(Coordinator::Start(options_).ok());
   options_.security = {.insecure = true};
   EXPECT_TRUE(Coordinator::Start(options_).ok());
+}
+
+TEST_F(SecurityTest, HttpDoesNotListenToTheWorldUnlessToldTo) {
+  for (const char* open :
+       {"0.0.0.0:0", "0", "[::]:0", "localhost:0,0.0.0.0:0"}) {
+    options_.http = open;
+    const auto started = Coordinator::Start(options_);
+    ASSERT_FALSE(started.ok()) << open;
+    EXPECT_THAT(std::string(started.status().message()), HasSubstr("--http"));
+  }
+  UseTls();
+  options_.http = "0.0.0.0:0";
+  EXPECT_TRUE(absl::IsFailedPrecondition(Coordinator::Start(options_).status()))
+      << "TLS does not cover it";
+  options_.security.insecure = true;
+  EXPECT_TRUE(Coordinator::Start(options_).ok());
+}
+
+TEST_F(SecurityTest, SilentConnectionsDoNotHoldUpTheMetrics) {
+  options_.http = "127.0.0.1:0";
+  Start();
+  std::vector<int> silent;
+  for (int i = 0; i < 48; ++i) {
+    silent.push_back(ConnectTo(coordinator_->http_address()));
+  }
+  const int fd = ConnectTo(coordinator_->http_address());
+  const timeval patience = {.tv_sec = 20, .tv_usec = 0};
+  ASSERT_EQ(
+      setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience)), 0);
+  const std::string get = "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n";
+  ASSERT_GT(send(fd, get.data(), get.size(), MSG_NOSIGNAL), 0);
+  std::string answer(12, '\0');
+  const ssize_t got = recv(fd, answer.data(), answer.size(), MSG_WAITALL);
+
+  EXPECT_EQ(got, 12);
+  EXPECT_EQ(answer, "HTTP/1.1 200");
+  close(fd);
+  for (const int other : silent) close(other);
 }
 
 TEST_F(SecurityTest, NamesTheFlagOfAFileThatIsBad) {

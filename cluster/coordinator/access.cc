@@ -114,6 +114,12 @@ absl::StatusOr<Identity> Admit(const AccessRules& rules, ServiceKind service,
   if (has_certificate) {
     return Identity{.name = credentials.subject, .sees_all = false};
   }
+  if (rules.certificates) {
+    return absl::UnauthenticatedError(
+        "show a certificate that --tls-client-ca of the coordinator signed "
+        "(--tls-cert and --tls-key of the client), or start the coordinator "
+        "with --token-file and give a token");
+  }
   return Identity{.name = credentials.address};
 }
 

@@ -67,8 +67,9 @@ struct Identity {
   bool sees_all = true;
 };
 
-// Policy: who may call what. Tokens bind all, certificates ranks; where there
-// are neither, everybody may do everything and is known by its address.
+// Policy: who may call what. With tokens, clients need one, and ranks one or a
+// certificate; with certificates alone, all need one. Where there are neither,
+// everybody may do everything and is known by its address.
 // Errors: kUnauthenticated (nothing valid was shown), kPermissionDenied (valid,
 // but of another role).
 absl::StatusOr<Identity> Admit(const AccessRules& rules, ServiceKind service,

@@ -224,6 +224,7 @@ absl::Status CoordinatorOptions::Validate() const {
         "--listen ", listen, ": give HOST:PORT (port 0: any free one)"));
   }
   PORTOLAN_RETURN_IF_ERROR(security.Validate(listen));
+  PORTOLAN_RETURN_IF_ERROR(security.ValidateHttp(http));
   return hub.queue.Validate();
 }
 

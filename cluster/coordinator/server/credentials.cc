@@ -52,6 +52,19 @@ absl::Status SecurityOptions::Validate(const std::string& listen) const {
       "--insecure"));
 }
 
+absl::Status SecurityOptions::ValidateHttp(const std::string& http) const {
+  // The server would take a list, of which only the first was looked at.
+  if (absl::StrContains(http, ',')) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--http ", http, ": give one HOST:PORT (port 0: any free one)"));
+  }
+  if (http.empty() || IsLoopback(http) || insecure) return absl::OkStatus();
+  return absl::FailedPreconditionError(absl::StrCat(
+      "--http ", http,
+      " can be reached from other machines, and it has neither TLS nor tokens; "
+      "give 127.0.0.1:PORT, or say --insecure"));
+}
+
 absl::StatusOr<Security> LoadSecurity(const SecurityOptions& options) {
   Security security;
   if (!options.token_file.empty()) {

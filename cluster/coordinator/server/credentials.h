@@ -21,6 +21,9 @@ struct SecurityOptions {
   // Errors: kInvalidArgument, kFailedPrecondition (an open door), both naming
   // the flag.
   absl::Status Validate(const std::string& listen) const;
+  // The same for --http, where nobody shows who it is: a loopback address, or
+  // --insecure.
+  absl::Status ValidateHttp(const std::string& http) const;
 };
 
 struct Security {

@@ -9,6 +9,11 @@
 namespace portolan {
 namespace {
 
+// A connection that says nothing holds one thread for this long: a scrape that
+// comes with a crowd of them waits for crowd / threads timeouts.
+constexpr char kNumThreads[] = "16";
+constexpr char kRequestTimeoutMs[] = "1000";
+
 int Answer(mg_connection* connection, void* data) {
   const auto& handler = *static_cast<const HttpServer::Handler*>(data);
   const HttpAnswer answer = handler();
@@ -33,8 +38,8 @@ absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(
   std::string port = listen;
   if (port.rfind("localhost:", 0) == 0) port.replace(0, 9, "127.0.0.1");
   const char* options[] = {
-      "listening_ports",    port.c_str(), "num_threads", "2",
-      "request_timeout_ms", "5000",       nullptr};
+      "listening_ports",    port.c_str(),      "num_threads", kNumThreads,
+      "request_timeout_ms", kRequestTimeoutMs, nullptr};
   mg_callbacks callbacks = {};
   callbacks.log_message = KeepQuiet;
   server->context_ = mg_start(&callbacks, nullptr, options);
