@@ -471,6 +471,56 @@ TEST_F(CoordinatorFaultsTest, AFullDiskRefusesNewRequestsAndEndsRunningOnes) {
   EXPECT_TRUE(Submit().status.ok());
 }
 
+TEST_F(CoordinatorFaultsTest, AReallyFullDiskHoldsUpNothingButTokens) {
+  options_.store.max_pages = 40;
+  options_.hub.queue.reattach = kTestPatience;
+  Start();
+  auto rank = AttachedRank();
+  v1::GenerateRequest first = Request("first");
+  const std::string id = Submit(first).response.request_id();
+  const v1::Assign assign = rank->NextAssign();
+  // SQLite itself finds no room for these.
+  v1::RankMessage message;
+  v1::TokenDelta& delta = *message.mutable_tokens()->add_deltas();
+  delta = FakeRank::Delta(assign, 0, 1);
+  const std::string text(200'000, 'x');
+  delta.set_texts(0, text);
+  rank->Send(message);
+
+  // Those that come before the tokens are taken.
+  grpc::Status refused;
+  const absl::Time deadline = absl::Now() + kTestPatience;
+  while (refused.ok() && absl::Now() < deadline) {
+    refused = Submit().status;
+  }
+  EXPECT_EQ(refused.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED)
+      << refused.error_message();
+  EXPECT_THAT(refused.error_message(), HasSubstr("full"));
+  EXPECT_THAT(refused.error_details(), HasSubstr("RetryInfo"));
+  EXPECT_EQ(Get(id).num_tokens(), 0u) << "what is not kept is not shown";
+  EXPECT_EQ(Submit(first).response.request_id(), id);
+  {
+    grpc::ClientContext context;
+    context.set_deadline(absl::ToChronoTime(absl::Now() + kTestPatience));
+    v1::ListResponse list;
+    const grpc::Status listed = client_->List(&context, {}, &list);
+    EXPECT_TRUE(listed.ok()) << listed.error_message();
+    EXPECT_GE(list.requests_size(), 1);
+  }
+
+  Stop();  // waits for nothing
+  options_.store.max_pages = 0;
+  Start();
+  rank = NewRank();
+  ASSERT_EQ(rank->Attach(Holding(assign, 0, 1)).resume_size(), 1);
+  delta.mutable_finish()->set_reason(v1::FINISH_REASON_STOP);
+  rank->Send(message);
+  Stream stream(*this, id, 0);
+  stream.ReadAll();
+  EXPECT_TRUE(stream.status.ok()) << stream.status.error_message();
+  EXPECT_EQ(stream.text, text);
+}
+
 TEST_F(CoordinatorFaultsTest, AClockThatWasSetBackChangesNoOrderAndNoDeadline) {
   const absl::Time noon = absl::FromUnixSeconds(1'800'000'000);
   options_.wall_now = noon;

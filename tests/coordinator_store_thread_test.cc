@@ -89,26 +89,66 @@ TEST_F(StoreThreadTest, OnlyThePieceThatCannotBeDoneFails) {
 
 TEST_F(StoreThreadTest, TokensAreTriedAgainUntilTheDiskHasRoom) {
   std::vector<std::string> log;
-  std::latch kept(1);
-  int tries = 0;
-  thread_->Post({.durability = StoreThread::Durability::kProcess,
-                 .never_fails = true,
-                 .work = [&tries](RequestStore&) -> absl::Status {
-                   if (++tries < 4) return absl::ResourceExhaustedError("full");
-                   return absl::OkStatus();
-                 },
-                 .done =
-                     [&log, &kept](absl::Status status) {
-                       log.push_back(status.ok() ? "tokens ok" : "failed");
-                       kept.count_down();
-                     }});
+  std::latch kept(2);
+  std::latch has_room(1);
+  const auto tokens = [&](const char* name) {
+    thread_->Post({.durability = StoreThread::Durability::kProcess,
+                   .never_fails = true,
+                   .work = [&](RequestStore&) -> absl::Status {
+                     if (has_room.try_wait()) return absl::OkStatus();
+                     return absl::ResourceExhaustedError("full");
+                   },
+                   .done =
+                       [&, name](absl::Status status) {
+                         log.push_back(name + std::string(status.ok()
+                                                              ? " ok"
+                                                              : " failed"));
+                         kept.count_down();
+                       }});
+  };
+  std::latch read(1);
+  tokens("first");
   Insert(1, log);
+  tokens("second");
+  thread_->Post(
+      {.durability = StoreThread::Durability::kRead,
+       .work = [](RequestStore& store) { return store.Find(1).status(); },
+       .done =
+           [&](absl::Status status) {
+             log.push_back(status.ok() ? "read ok" : "read failed");
+             read.count_down();
+           }});
 
+  read.wait();  // while nothing can be written
+  has_room.count_down();
   kept.wait();
+  Insert(2, log);
   thread_->Stop();
 
-  EXPECT_EQ(tries, 4);
-  EXPECT_THAT(log, ElementsAre("tokens ok", "1 ok"));
+  EXPECT_THAT(
+      log, ElementsAre("1 failed", "read ok", "first ok", "second ok", "2 ok"));
+}
+
+TEST_F(StoreThreadTest, WhatFailsBehindTokensThatWaitSaysWhy) {
+  std::latch failed(1);
+  absl::Status result;
+  thread_->Post({.durability = StoreThread::Durability::kProcess,
+                 .never_fails = true,
+                 .work = [](RequestStore&) -> absl::Status {
+                   return absl::InternalError("SQLite: disk I/O error");
+                 },
+                 .done = [](absl::Status) {}});
+  thread_->Post({.durability = StoreThread::Durability::kDisk,
+                 .work = [](RequestStore&) { return absl::OkStatus(); },
+                 .done =
+                     [&](absl::Status status) {
+                       result = std::move(status);
+                       failed.count_down();
+                     }});
+  failed.wait();
+
+  EXPECT_TRUE(absl::IsUnavailable(result)) << result;
+  EXPECT_NE(result.message().find("disk I/O error"), std::string::npos);
 }
 
 TEST_F(StoreThreadTest, AStopDoesNotWaitForTheDisk) {

@@ -244,7 +244,7 @@ void RequestHub::InsertDone(int64_t seq, absl::Status status,
         "idempotency_key '", tracked.stored.request.idempotency_key(),
         "' belongs to another request, ", existing->id));
   }
-  if (absl::IsResourceExhausted(status)) {
+  if (absl::IsResourceExhausted(status) || absl::IsUnavailable(status)) {
     status = WithRetryInfo(std::move(status), kRetryFullDisk);
   }
   Reject(seq, status);

@@ -6,6 +6,7 @@
 #include <string>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "runtime/base/status_macros.h"
 
 namespace portolan {
@@ -25,7 +26,6 @@ StoreThread::StoreThread(std::unique_ptr<RequestStore> store,
 StoreThread::~StoreThread() { Stop(); }
 
 void StoreThread::Stop() {
-  stopping_ = true;
   jobs_.Close();
   if (thread_.joinable()) thread_.join();
 }
@@ -34,25 +34,39 @@ void StoreThread::Loop() {
   using Clock = std::chrono::steady_clock;
   std::vector<Job> jobs;
   Clock::time_point due = Clock::now() + kHousekeeping;
-  while (jobs_.Take(absl::FromChrono(due - Clock::now()), jobs)) {
+  Clock::time_point next_try = Clock::now();
+  while (jobs_.Take(
+      absl::FromChrono((stuck_.empty() ? due : std::min(due, next_try)) -
+                       Clock::now()),
+      jobs)) {
+    const bool was_stuck = !stuck_.empty();
+    if (was_stuck && Clock::now() >= next_try) {
+      TryStuck();
+      next_try = Clock::now() + kTryAgain;
+    }
     if (!jobs.empty()) RunAll(jobs);
+    if (!was_stuck && !stuck_.empty()) next_try = Clock::now() + kTryAgain;
     if (Clock::now() < due) continue;
     const bool more = housekeeping_(*store_);
     due = Clock::now();
     if (!more) due += kHousekeeping;
   }
+  TryStuck();
+  EndStuck();
 }
 
 void StoreThread::RunAll(std::vector<Job>& jobs) {
-  if (RunTogether(jobs).ok()) {
-    for (Job& job : jobs) job.done(absl::OkStatus());
-    return;
+  if (stuck_.empty()) {
+    if (RunTogether(jobs).ok()) {
+      for (Job& job : jobs) job.done(absl::OkStatus());
+      return;
+    }
+    store_->Rollback();
   }
-  store_->Rollback();
-  for (Job& job : jobs) RunAlone(job);
+  for (Job& job : jobs) RunAlone(std::move(job));
 }
 
-absl::Status StoreThread::RunTogether(std::vector<Job>& jobs) {
+absl::Status StoreThread::RunTogether(std::span<Job> jobs) {
   Durability durability = Durability::kRead;
   for (const Job& job : jobs) durability = std::max(durability, job.durability);
   const bool writes = durability != Durability::kRead;
@@ -63,18 +77,41 @@ absl::Status StoreThread::RunTogether(std::vector<Job>& jobs) {
   return writes ? store_->Commit() : absl::OkStatus();
 }
 
-void StoreThread::RunAlone(Job& job) {
-  absl::Status status = Transact(job);
-  bool told = false;
-  while (!status.ok() && job.never_fails && !stopping_) {
-    if (!std::exchange(told, true)) {
-      std::fprintf(stderr, "warning: %s; running requests wait for it\n",
-                   std::string(status.message()).c_str());
-    }
-    std::this_thread::sleep_for(kTryAgain);
-    status = Transact(job);
+void StoreThread::RunAlone(Job job) {
+  if (!stuck_.empty() && job.durability != Durability::kRead) {
+    if (job.never_fails) return stuck_.push_back(std::move(job));
+    return job.done(why_stuck_);
   }
-  job.done(std::move(status));
+  absl::Status status = Transact(job);
+  if (status.ok() || !job.never_fails) return job.done(std::move(status));
+  std::fprintf(stderr,
+               "warning: %s; running requests wait for it, new ones are "
+               "refused\n",
+               std::string(status.message()).c_str());
+  why_stuck_ = absl::IsResourceExhausted(status)
+                   ? std::move(status)
+                   : absl::UnavailableError(absl::StrCat(
+                         "the database of --data-dir takes no writes: ",
+                         status.message()));
+  stuck_.push_back(std::move(job));
+}
+
+void StoreThread::TryStuck() {
+  while (!stuck_.empty()) {
+    if (!Transact(stuck_.front()).ok()) return;
+    Job job = std::move(stuck_.front());
+    stuck_.pop_front();
+    job.done(absl::OkStatus());
+    if (stuck_.empty()) {
+      std::fprintf(stderr, "notice: --data-dir takes writes again\n");
+    }
+  }
+}
+
+// Nobody waits any longer. What was not kept, a rank brings again.
+void StoreThread::EndStuck() {
+  for (Job& job : stuck_) job.done(why_stuck_);
+  stuck_.clear();
 }
 
 absl::Status StoreThread::Transact(Job& job) {

@@ -1,7 +1,8 @@
 #pragma once
 
-#include <atomic>
+#include <deque>
 #include <memory>
+#include <span>
 #include <thread>
 #include <vector>
 
@@ -18,8 +19,10 @@ namespace portolan {
 //
 // If the transaction fails, each piece runs again in one of its own, so that
 // only the piece that cannot be done fails. Tokens of running requests are
-// never given up: what says `never_fails` is tried again, and holds up all
-// behind it, until the disk has room.
+// never given up: what says `never_fails` is tried again until the disk has
+// room, and all of its kind waits behind it, in order. Meanwhile the store is
+// stuck: reads are served, and see what is committed; other writes fail at
+// once, with kResourceExhausted, or kUnavailable where it is not for room.
 //
 // Thread-safe. `done` and `work` run on the store's thread; `work` may run more
 // than once.
@@ -53,14 +56,18 @@ class StoreThread {
  private:
   void Loop();
   void RunAll(std::vector<Job>& jobs);
-  absl::Status RunTogether(std::vector<Job>& jobs);
-  void RunAlone(Job& job);
+  absl::Status RunTogether(std::span<Job> jobs);
+  void RunAlone(Job job);
   absl::Status Transact(Job& job);
+  void TryStuck();
+  void EndStuck();
 
   const std::unique_ptr<RequestStore> store_;
   absl::AnyInvocable<bool(RequestStore&)> housekeeping_;
-  std::atomic<bool> stopping_ = false;
   Mailbox<Job> jobs_;
+  // On the thread only. What waits for the disk, in order, and why.
+  std::deque<Job> stuck_;
+  absl::Status why_stuck_;
   std::thread thread_;
 };
 
