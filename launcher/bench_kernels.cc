@@ -19,7 +19,8 @@ namespace {
 
 struct BenchKernelsOptions {
   KernelBenchOptions bench;
-  std::string path;  // empty: all that the CPU has
+  std::string path;     // empty: all that the CPU has
+  std::string weights;  // empty: all formats
   int threads = 0;
   bool json = false;
 };
@@ -44,6 +45,14 @@ absl::Status RunBenchKernels(BenchKernelsOptions options) {
                                            ": this CPU has not got it");
     }
     options.bench.paths = {*path};
+  }
+  if (!options.weights.empty()) {
+    const auto format = ParseWeightFormat(options.weights);
+    if (!format.ok()) {
+      return absl::InvalidArgumentError("--weights: " +
+                                        std::string(format.status().message()));
+    }
+    options.bench.formats = {*format};
   }
   ThreadPlan plan = PlanThreads(AllowedCpus(), options.threads, 0, 1);
   options.bench.num_threads = plan.num_threads;
@@ -72,8 +81,14 @@ void AddBenchKernelsCommand(CLI::App& bench, int& exit_code) {
       "GB/s and GFLOP/s of each kernel beside the machine's own limits");
   AddFlag(*command, "--cpu", options->path,
           "Only these kernels: scalar, avx2, avx512 or amx");
+  AddFlag(*command, "--weights", options->weights,
+          "Only matrices of this format: bf16, int8 or int4");
   AddFlag(*command, "--threads", options->threads, "Default: all CPUs")
       ->check(CLI::Range(1, 1024));
+  AddFlag(*command, "--rows", options->bench.rows,
+          "Rows of x that a matrix is multiplied with")
+      ->delimiter(',')
+      ->check(CLI::Range(1, 1 << 12));
   AddFlag(*command, "--outputs", options->bench.n, "Outputs of the matrix")
       ->check(CLI::Range(16, 1 << 16));
   AddFlag(*command, "--inputs", options->bench.k, "Inputs of the matrix")

@@ -25,6 +25,13 @@ TEST(BenchKernelsTest, MeasuresEveryPathAndFindsNothingWrong) {
     EXPECT_THAT(rows,
                 testing::Contains(testing::Field(&KernelBenchRow::path, name)));
   }
+  for (const std::string name : {"linear", "linear int8", "8 experts int4"}) {
+    EXPECT_EQ(std::count_if(
+                  rows.begin(), rows.end(),
+                  [&](const KernelBenchRow& row) { return row.name == name; }),
+              static_cast<int64_t>(2 * SupportedCpuPaths().size()))
+        << name;
+  }
   for (const KernelBenchRow& row : rows) {
     EXPECT_EQ(row.wrong, 0) << row.name << " " << row.path << " " << row.m;
     EXPECT_GT(row.gb_s + row.gflop_s, 0) << row.name;

@@ -11,6 +11,7 @@
 #include "absl/strings/str_format.h"
 #include "runtime/base/check.h"
 #include "runtime/kernels/kernels.h"
+#include "runtime/kernels/quantise.h"
 #include "runtime/kernels/scratch.h"
 
 namespace portolan {
@@ -127,7 +128,11 @@ class Bench {
         pool_(options.num_threads, options.cpus),
         one_thread_(1) {
     if (options_.paths.empty()) options_.paths = SupportedCpuPaths();
-    PrepareWeights();
+    if (options_.formats.empty()) {
+      options_.formats = {WeightFormat::kBf16, WeightFormat::kInt8,
+                          WeightFormat::kInt4};
+    }
+    weights_data_ = weights_.Get<std::byte>(PoolBytes());
     const int64_t rows =
         std::max(kManyRows,
                  *std::max_element(options_.rows.begin(), options_.rows.end()));
@@ -143,8 +148,11 @@ class Bench {
       Kernels kernels(path, pool_);
       Kernels scalar(CpuPath::kScalar, one_thread_);
       MeasurePeak(kernels);
-      for (const int64_t m : options_.rows) MeasureLinear(kernels, scalar, m);
-      for (const int64_t m : options_.rows) MeasureExperts(kernels, m);
+      for (const WeightFormat format : options_.formats) {
+        PrepareWeights(format);
+        for (const int64_t m : options_.rows) MeasureLinear(kernels, scalar, m);
+        for (const int64_t m : options_.rows) MeasureExperts(kernels, m);
+      }
       for (const int64_t m : {int64_t{1}, kManyRows}) {
         MeasureAttention(kernels, scalar, std::min(m, options_.context));
         MeasureRmsNorm(kernels, m);
@@ -154,13 +162,31 @@ class Bench {
   }
 
  private:
-  int64_t MatrixBytes() const { return PackedBytes(options_.n, options_.k); }
+  int64_t MatrixBytes() const {
+    return PackedBytes(options_.n, options_.k, format_);
+  }
 
-  void PrepareWeights() {
+  int64_t PoolBytes() const {
+    return std::max(options_.pool_bytes,
+                    kExperts * PackedBytes(options_.n, options_.k));
+  }
+
+  // Fills the pool with copies of one matrix.
+  void PrepareWeights(WeightFormat format) {
+    const int64_t num_tiles =
+        NumOutputBlocks(options_.n) * NumInputBlocks(options_.k);
+    std::vector<Bf16> tiles(static_cast<size_t>(num_tiles * kTileElements));
+    Fill(tiles.data(), num_tiles * kTileElements);
+    format_ = format;
     const int64_t bytes = MatrixBytes();
-    num_matrices_ = std::max<int64_t>(options_.pool_bytes / bytes, kExperts);
-    weights_data_ = weights_.Get<std::byte>(num_matrices_ * bytes);
-    Fill(reinterpret_cast<Bf16*>(weights_data_), bytes / 2);
+    if (format == WeightFormat::kBf16) {
+      std::memcpy(weights_data_, tiles.data(), static_cast<size_t>(bytes));
+    } else {
+      QuantisationError error;
+      PORTOLAN_CHECK(
+          QuantiseTiles(format, tiles.data(), num_tiles, weights_data_, error));
+    }
+    num_matrices_ = PoolBytes() / bytes;
     for (int64_t i = 1; i < num_matrices_; ++i) {
       std::memcpy(weights_data_ + i * bytes, weights_data_,
                   static_cast<size_t>(bytes));
@@ -170,10 +196,10 @@ class Bench {
   // The matrices in turn: each was last read a whole pool ago.
   PackedMatrix NextMatrix() {
     next_matrix_ = (next_matrix_ + 1) % num_matrices_;
-    return {.data = reinterpret_cast<const Bf16*>(weights_data_ +
-                                                  next_matrix_ * MatrixBytes()),
+    return {.data = weights_data_ + next_matrix_ * MatrixBytes(),
             .n = options_.n,
-            .k = options_.k};
+            .k = options_.k,
+            .format = format_};
   }
 
   ActivationView X(Kernels& kernels, int64_t m) {
@@ -194,12 +220,13 @@ class Bench {
   }
 
   void MeasureBandwidth() {
-    const int64_t bytes = num_matrices_ * MatrixBytes();
+    std::memset(weights_data_, 1, static_cast<size_t>(PoolBytes()));
     for (const int threads : {1, options_.num_threads}) {
       bandwidth_ = 0;
       const double gb_s =
           TypicalRead(threads == 1 ? one_thread_ : pool_,
-                      {weights_data_, static_cast<size_t>(bytes)}, checksum_) /
+                      {weights_data_, static_cast<size_t>(PoolBytes())},
+                      checksum_) /
           1e9;
       Add({.name = "read bandwidth",
            .path = "-",
@@ -249,12 +276,18 @@ class Bench {
             .m = m};
   }
 
+  std::string FormatSuffix() const {
+    return format_ == WeightFormat::kBf16
+               ? std::string()
+               : absl::StrCat(" ", std::string(WeightFormatName(format_)));
+  }
+
   void MeasureLinear(Kernels& kernels, Kernels& scalar, int64_t m) {
     const ActivationView x = X(kernels, m);
     const double seconds = MedianSeconds(options_.seconds_per_row, [&] {
       kernels.Linear(x, NextMatrix(), nullptr, out_data_, options_.n);
     });
-    KernelBenchRow row = Row("linear", kernels, m);
+    KernelBenchRow row = Row("linear" + FormatSuffix(), kernels, m);
     row.gb_s = static_cast<double>(MatrixBytes()) / seconds / 1e9;
     row.gflop_s =
         static_cast<double>(2 * m * options_.n * options_.k) / seconds / 1e9;
@@ -284,7 +317,7 @@ class Bench {
       }
       kernels.GroupedLinear(x, groups, out_data_, options_.n);
     });
-    KernelBenchRow row = Row("8 experts", kernels, m);
+    KernelBenchRow row = Row("8 experts" + FormatSuffix(), kernels, m);
     row.gb_s = static_cast<double>(kExperts * MatrixBytes()) / seconds / 1e9;
     row.gflop_s =
         static_cast<double>(2 * kExperts * m * options_.n * options_.k) /
@@ -367,6 +400,7 @@ class Bench {
 
   Scratch weights_, rows_, x_, out_, kv_;
   std::byte* weights_data_ = nullptr;
+  WeightFormat format_ = WeightFormat::kBf16;
   float* x_f32_ = nullptr;
   Bf16* x_data_ = nullptr;
   float* out_data_ = nullptr;

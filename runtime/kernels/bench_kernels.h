@@ -6,6 +6,7 @@
 
 #include "runtime/base/thread_pool.h"
 #include "runtime/kernels/cpu_path.h"
+#include "runtime/kernels/weight_format.h"
 
 namespace portolan {
 
@@ -14,6 +15,8 @@ struct KernelBenchOptions {
   int num_threads = 1;
   std::vector<int> cpus;       // as ThreadPool
   std::vector<CpuPath> paths;  // empty: all that the machine supports
+  // Of the matrices; empty: all.
+  std::vector<WeightFormat> formats;
   std::vector<int64_t> rows = {1, 2, 4, 8, 16, 32, 64, 256};
   int64_t n = 1024;
   int64_t k = 1024;
@@ -24,7 +27,7 @@ struct KernelBenchOptions {
 
 // One line of the table.
 struct KernelBenchRow {
-  std::string name;  // "linear", "expert", "attention", "rmsnorm", limits
+  std::string name;  // "linear", "8 experts", "8 experts int8", ..., limits
   std::string path;  // a CpuPathName(), or "-"
   int num_threads = 1;
   int64_t m = 0;

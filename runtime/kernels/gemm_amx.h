@@ -137,7 +137,7 @@ void MultiplyRowTiles(const MultiplyArgs& args, AmxTile tile) {
   const int64_t row_tile = args.x_k_blocks * kTileSize;
   // The first rows fetch the weights at work, a little ahead of the loads; the
   // second ones those of the next blocks, while the present ones are cached.
-  int64_t ahead = kAhead;
+  int64_t ahead = args.w_end == nullptr ? 0 : kAhead;
   for (int64_t row = 0; row < args.rows; row += 2 * kAmxRows) {
     if (args.rows - row > kAmxRows) {
       tile.x1 = tile.x0 + row_tile;
@@ -145,7 +145,8 @@ void MultiplyRowTiles(const MultiplyArgs& args, AmxTile tile) {
     } else {
       MultiplyTiles<1, kBlocks>(tile, ahead);
     }
-    ahead = row == 0 ? kBlocks * args.w_block_stride : 0;
+    ahead =
+        row == 0 && args.w_end != nullptr ? kBlocks * args.w_block_stride : 0;
     tile.x0 += 2 * row_tile;
     tile.c += 2 * kAmxRows * tile.c_stride;
   }
@@ -159,7 +160,9 @@ void MultiplyAmx(const MultiplyArgs& args) {
   tile.k_blocks = args.k_blocks;
   tile.c_stride = args.c_stride;
   tile.accumulate = args.accumulate;
-  tile.w_last = static_cast<const uint16_t*>(args.w_end) - kTileSize;
+  tile.w_last = args.w_end == nullptr
+                    ? nullptr
+                    : static_cast<const uint16_t*>(args.w_end) - kTileSize;
   for (int64_t block = 0; block < args.num_blocks; block += 2) {
     tile.w0 =
         static_cast<const uint16_t*>(args.w) + block * args.w_block_stride;

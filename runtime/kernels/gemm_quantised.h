@@ -19,7 +19,7 @@ namespace {
 // Rows that a register tile takes, with their even and odd chains.
 constexpr int kQuantisedRows = kWidth == 16 ? 4 : 3;
 // Rows up to which such tiles are faster than unpacking.
-constexpr int kFewInt8Rows = 2 * kQuantisedRows;
+constexpr int kFewInt8Rows = 6 * kQuantisedRows;
 constexpr int kFewInt4Rows = kQuantisedRows;
 // Output blocks of a tile.
 constexpr int kQuantisedBlocks = kWidth == 16 ? 2 : 1;
@@ -40,7 +40,7 @@ struct QuantisedTile {
 };
 
 // kWidth bytes as integers.
-inline IntVec WidenBytes(const uint8_t* from) {
+PORTOLAN_INLINE inline IntVec WidenBytes(const uint8_t* from) {
 #if defined(PORTOLAN_EMULATED_WIDTH) || !defined(__AVX2__)
   IntVec v;
   for (int i = 0; i < kWidth; ++i) v[i] = static_cast<int8_t>(from[i]);
@@ -55,56 +55,89 @@ inline IntVec WidenBytes(const uint8_t* from) {
 #endif
 }
 
-inline UintVec LoadWords(const uint8_t* from) {
+PORTOLAN_INLINE inline UintVec LoadWords(const uint8_t* from) {
   UintVec v;
   __builtin_memcpy(&v, from, sizeof(v));
   return v;
 }
 
-inline UintVec ScaleBytes(const uint8_t* from) {
+PORTOLAN_INLINE inline UintVec ScaleBytes(const uint8_t* from) {
   return (UintVec)WidenBytes(from) & 0xffu;
 }
 
-inline Vec Int8Scales(const uint8_t* scales) {
+PORTOLAN_INLINE inline Vec Int8Scales(const uint8_t* scales) {
   return (Vec)(ScaleBytes(scales) << 23);
 }
 
-inline Vec Int8Integers(const uint8_t* q) {
+PORTOLAN_INLINE inline Vec Int8Integers(const uint8_t* q) {
   return __builtin_convertvector(WidenBytes(q), Vec);
 }
 
-inline Vec Int4Scales(const uint8_t* scales) {
+PORTOLAN_INLINE inline Vec Int4Scales(const uint8_t* scales) {
   return (Vec)((ScaleBytes(scales) << 20) + kInt4ScaleBase);
 }
 
-// A nibble of a word, left where it stands: as an integer it counts so many
-// times too much, and 8 too much unless it is the last.
+// Makes a float of a nibble where it stands, without a conversion: below the
+// leading bit of 2^23 a nibble that begins at bit `at` counts 2^at, and is 8
+// too much, once its top bit is flipped where it is in two's complement.
+// Scaling takes both away in one fused step, exactly: the scale has four
+// significant bits, and four times (2^23 + 8) has 24. Nibbles that would reach
+// into the exponent are read two bytes further on.
+constexpr int kNibblesInPlace = 5;
+
 struct NibblePlace {
   uint32_t mask;
-  float unit;
-  float zero;
+  uint32_t flip;  // of the masked bits
+  uint32_t at;
+  float zero;  // of the scale
 };
-constexpr NibblePlace kNibblePlaces[8] = {
-    {0xfu, 0x1p0f, -8.0f},         {0xf0u, 0x1p-4f, -8.0f},
-    {0xf00u, 0x1p-8f, -8.0f},      {0xf000u, 0x1p-12f, -8.0f},
-    {0xf0000u, 0x1p-16f, -8.0f},   {0xf00000u, 0x1p-20f, -8.0f},
-    {0xf000000u, 0x1p-24f, -8.0f}, {0xf0000000u, 0x1p-28f, 0.0f}};
 
-// scale * q in one fused step, exactly: `unit` is scale * place.unit, `zero`
-// scale * place.zero.
-inline Vec Int4Weights(const uint8_t* words, uint32_t mask, Vec unit,
-                       Vec zero) {
-  const IntVec masked = (IntVec)(LoadWords(words) & mask);
-  return MultiplyAdd(__builtin_convertvector(masked, Vec), unit, zero);
+constexpr NibblePlace PlaceOfNibble(int n) {
+  const int at = n < kNibblesInPlace ? 4 * n : 4 * n - 16;
+  NibblePlace place{};
+  place.mask = 0xfu << at;
+  place.flip = Exponent(127 + 23) | (n == 7 ? 8u << at : 0u);
+  place.at = static_cast<uint32_t>(at);
+  place.zero = -(8388608.0f / static_cast<float>(1u << at) + 8.0f);
+  return place;
+}
+
+constexpr NibblePlace kNibblePlaces[8] = {
+    PlaceOfNibble(0), PlaceOfNibble(1), PlaceOfNibble(2), PlaceOfNibble(3),
+    PlaceOfNibble(4), PlaceOfNibble(5), PlaceOfNibble(6), PlaceOfNibble(7)};
+
+// scale / 2^at: the multipliers have enough to do.
+PORTOLAN_INLINE inline Vec ScaledDown(Vec scale, const NibblePlace& place) {
+  return (Vec)((UintVec)scale - Exponent(place.at));
+}
+
+// scale * q: `unit` is scale / 2^at, `zero` scale * place.zero.
+PORTOLAN_INLINE inline Vec Int4Weights(UintVec words, UintVec mask,
+                                       UintVec flip, Vec unit, Vec zero) {
+#if defined(PORTOLAN_EMULATED_WIDTH) || !defined(__AVX512F__)
+  const Vec nibble = (Vec)((words & mask) ^ flip);
+#else
+  const Vec nibble = (Vec)_mm512_ternarylogic_epi32(
+      (__m512i)words, (__m512i)mask, (__m512i)flip, 0x6a);
+#endif
+  return MultiplyAdd(nibble, unit, zero);
+}
+
+// In all lanes, and in a register: as an operand in memory it would take a load
+// with every use.
+PORTOLAN_INLINE inline UintVec SplatWord(uint32_t word) {
+  UintVec v = word - UintVec{};
+#if !defined(PORTOLAN_EMULATED_WIDTH) && defined(__AVX2__)
+  asm("" : "+v"(v));
+#endif
+  return v;
 }
 
 template <int kRows, int kBlocks>
-struct Chains {
-  Vec v[kRows][kBlocks][kParts];
-};
+using Chains = Vec[kRows][kBlocks][kParts];
 
 template <int kBlocks, typename Visit>
-inline void ForBlocks(Visit visit) {
+PORTOLAN_INLINE inline void ForBlocks(Visit visit) {
   PORTOLAN_UNROLL
   for (int b = 0; b < kBlocks; ++b) {
     PORTOLAN_UNROLL
@@ -112,128 +145,143 @@ inline void ForBlocks(Visit visit) {
   }
 }
 
-// The running sums, in or out of memory.
 template <int kRows, int kBlocks, typename Visit>
-inline void ForSums(const QuantisedTile& t, Visit visit) {
+PORTOLAN_INLINE inline void ForChains(Visit visit) {
   PORTOLAN_UNROLL
   for (int r = 0; r < kRows; ++r) {
-    PORTOLAN_UNROLL
-    for (int b = 0; b < kBlocks; ++b) {
-      PORTOLAN_UNROLL
-      for (int p = 0; p < kParts; ++p) {
-        visit(r, b, p, t.c + r * t.c_stride + b * kLanes + p * kWidth);
-      }
-    }
+    ForBlocks<kBlocks>([&](int b, int p) PORTOLAN_INLINE { visit(r, b, p); });
   }
 }
 
 template <int kRows, int kBlocks>
-inline Chains<kRows, kBlocks> LoadChains(const QuantisedTile& t) {
-  Chains<kRows, kBlocks> sum;
-  ForSums<kRows, kBlocks>(t, [&](int r, int b, int p, const float* c) {
-    sum.v[r][b][p] = t.accumulate ? LoadVec(c) : Vec{};
+PORTOLAN_INLINE inline void ClearChains(Vec (&chain)[kRows][kBlocks][kParts]) {
+  ForChains<kRows, kBlocks>([&](int r, int b, int p)
+                                PORTOLAN_INLINE { chain[r][b][p] = Vec{}; });
+}
+
+// The running sums, out of memory and into it.
+template <int kRows, int kBlocks>
+PORTOLAN_INLINE inline void LoadChains(const QuantisedTile& t,
+                                       Vec (&sum)[kRows][kBlocks][kParts]) {
+  ForChains<kRows, kBlocks>([&](int r, int b, int p) PORTOLAN_INLINE {
+    const float* c = t.c + r * t.c_stride + b * kLanes + p * kWidth;
+    sum[r][b][p] = t.accumulate ? LoadVec(c) : Vec{};
   });
-  return sum;
 }
 
 template <int kRows, int kBlocks>
-inline void StoreChains(const QuantisedTile& t,
-                        const Chains<kRows, kBlocks>& sum) {
-  ForSums<kRows, kBlocks>(
-      t, [&](int r, int b, int p, float* c) { StoreVec(c, sum.v[r][b][p]); });
+PORTOLAN_INLINE inline void StoreChains(
+    const QuantisedTile& t, const Vec (&sum)[kRows][kBlocks][kParts]) {
+  ForChains<kRows, kBlocks>([&](int r, int b, int p) PORTOLAN_INLINE {
+    StoreVec(t.c + r * t.c_stride + b * kLanes + p * kWidth, sum[r][b][p]);
+  });
 }
 
 template <int kRows, int kBlocks>
-inline void AddChains(const QuantisedTile& t, const Chains<kRows, kBlocks>& a,
-                      const Chains<kRows, kBlocks>& b,
-                      Chains<kRows, kBlocks>& sum) {
-  ForSums<kRows, kBlocks>(t, [&](int r, int block, int p, const float*) {
-    sum.v[r][block][p] += a.v[r][block][p] + b.v[r][block][p];
+PORTOLAN_INLINE inline void AddChains(const Vec (&even)[kRows][kBlocks][kParts],
+                                      const Vec (&odd)[kRows][kBlocks][kParts],
+                                      Vec (&sum)[kRows][kBlocks][kParts]) {
+  ForChains<kRows, kBlocks>([&](int r, int b, int p) PORTOLAN_INLINE {
+    sum[r][b][p] += even[r][b][p] + odd[r][b][p];
+  });
+}
+
+// The same where the chains lack the scale of each output.
+template <int kRows, int kBlocks>
+PORTOLAN_INLINE inline void AddScaledChains(
+    const Vec (&even)[kRows][kBlocks][kParts],
+    const Vec (&odd)[kRows][kBlocks][kParts],
+    const Vec (&scale)[kBlocks][kParts], Vec (&sum)[kRows][kBlocks][kParts]) {
+  ForChains<kRows, kBlocks>([&](int r, int b, int p) PORTOLAN_INLINE {
+    sum[r][b][p] =
+        MultiplyAdd(even[r][b][p] + odd[r][b][p], scale[b][p], sum[r][b][p]);
   });
 }
 
 // chain += x * w for one input of every row.
 template <int kRows, int kBlocks>
-inline void Step(const QuantisedTile& t, const float* x,
-                 const Vec (&w)[kBlocks][kParts],
-                 Chains<kRows, kBlocks>& chain) {
+PORTOLAN_INLINE inline void Step(const QuantisedTile& t, const float* x,
+                                 const Vec (&w)[kBlocks][kParts],
+                                 Vec (&chain)[kRows][kBlocks][kParts]) {
   PORTOLAN_UNROLL
   for (int r = 0; r < kRows; ++r) {
     const Vec x_row = Splat(x[r * t.x_stride]);
+    ForBlocks<kBlocks>([&](int b, int p) PORTOLAN_INLINE {
+      chain[r][b][p] = MultiplyAdd(x_row, w[b][p], chain[r][b][p]);
+    });
+  }
+}
+
+// Runs ahead of the loads by some tiles; where an output block ends, to the one
+// after those at work.
+class Ahead {
+ public:
+  Ahead(const QuantisedTile& t, int64_t tile_bytes)
+      : t_(t),
+        bytes_(kQuantisedAhead / tile_bytes * tile_bytes),
+        kb_(bytes_ / tile_bytes) {}
+
+  // While the tiles at `w` and in the blocks after it are at work.
+  template <int64_t kBytes, int kBlocks>
+  PORTOLAN_INLINE inline void Prefetch(const uint8_t* w) {
+    for (; kb_ >= t_.k_blocks; kb_ -= t_.k_blocks) {
+      bytes_ += (kBlocks - 1) * t_.w_block_stride;
+    }
+    ++kb_;
     PORTOLAN_UNROLL
     for (int b = 0; b < kBlocks; ++b) {
+      const uint8_t* next = w + b * t_.w_block_stride + bytes_;
+      if (next > t_.w_last) continue;
       PORTOLAN_UNROLL
-      for (int p = 0; p < kParts; ++p) {
-        chain.v[r][b][p] = MultiplyAdd(x_row, w[b][p], chain.v[r][b][p]);
-      }
+      for (int64_t i = 0; i < kBytes; i += 64) __builtin_prefetch(next + i);
     }
   }
-}
 
-// The same where the chains lack the scale of each output.
-template <int kRows, int kBlocks>
-inline void AddScaledChains(const QuantisedTile& t,
-                            const Chains<kRows, kBlocks>& a,
-                            const Chains<kRows, kBlocks>& b,
-                            const Vec (&scale)[kBlocks][kParts],
-                            Chains<kRows, kBlocks>& sum) {
-  ForSums<kRows, kBlocks>(t, [&](int r, int block, int p, const float*) {
-    sum.v[r][block][p] = MultiplyAdd(a.v[r][block][p] + b.v[r][block][p],
-                                     scale[block][p], sum.v[r][block][p]);
-  });
-}
-
-template <int64_t kBytes, int kBlocks>
-inline void PrefetchTiles(const QuantisedTile& t, const uint8_t* w) {
-  PORTOLAN_UNROLL
-  for (int b = 0; b < kBlocks; ++b) {
-    const uint8_t* next = w + b * t.w_block_stride + kQuantisedAhead;
-    if (next > t.w_last) continue;
-    PORTOLAN_UNROLL
-    for (int64_t i = 0; i < kBytes; i += 64) __builtin_prefetch(next + i);
-  }
-}
-
-// The scales of a K block of tiles that begin at `w`.
-template <int kBlocks>
-inline void LoadScales(const QuantisedTile& t, const uint8_t* w,
-                       Vec (*scales)(const uint8_t*),
-                       Vec (&scale)[kBlocks][kParts]) {
-  ForBlocks<kBlocks>([&](int block, int p) {
-    scale[block][p] = scales(w + block * t.w_block_stride + p * kWidth);
-  });
-}
+ private:
+  const QuantisedTile& t_;
+  int64_t bytes_;  // from the tiles at work
+  int64_t kb_;     // the block of K that it has reached
+};
 
 // kInRange: the scale of a block comes last.
 template <int kRows, int kBlocks, bool kInRange>
 void MultiplyInt8(const QuantisedTile& t) {
-  using Sums = Chains<kRows, kBlocks>;
-  Sums sum = LoadChains<kRows, kBlocks>(t);
+  Chains<kRows, kBlocks> sum;
+  LoadChains(t, sum);
   const float* x = t.x;
   const uint8_t* w = t.w;
+  Ahead ahead(t, kInt8TileBytes);
   for (int64_t kb = 0; kb < t.k_blocks;
        ++kb, x += kBlockK, w += kInt8TileBytes) {
-    PrefetchTiles<kInt8TileBytes, kBlocks>(t, w);
+    ahead.Prefetch<kInt8TileBytes, kBlocks>(w);
     Vec scale[kBlocks][kParts];
-    LoadScales<kBlocks>(t, w + kInt8Scales, Int8Scales, scale);
-    Sums chain[2] = {};
-    for (int64_t pair = 0; pair < kBlockK / 2; ++pair) {
-      PORTOLAN_UNROLL
-      for (int parity = 0; parity < 2; ++parity) {
-        const int64_t k = 2 * pair + parity;
-        Vec weights[kBlocks][kParts];
-        ForBlocks<kBlocks>([&](int block, int p) {
-          weights[block][p] = Int8Integers(w + block * t.w_block_stride +
-                                           k * kLanes + p * kWidth);
-          if (!kInRange) weights[block][p] *= scale[block][p];
-        });
-        Step<kRows, kBlocks>(t, x + k, weights, chain[parity]);
-      }
+    ForBlocks<kBlocks>([&](int b, int p) PORTOLAN_INLINE {
+      scale[b][p] =
+          Int8Scales(w + b * t.w_block_stride + kInt8Scales + p * kWidth);
+    });
+    const auto weights = [&](int64_t k,
+                             Vec(&to)[kBlocks][kParts]) PORTOLAN_INLINE {
+      ForBlocks<kBlocks>([&](int b, int p) PORTOLAN_INLINE {
+        to[b][p] =
+            Int8Integers(w + b * t.w_block_stride + k * kLanes + p * kWidth);
+        if (!kInRange) to[b][p] *= scale[b][p];
+      });
+    };
+    Chains<kRows, kBlocks> even;
+    Chains<kRows, kBlocks> odd;
+    ClearChains(even);
+    ClearChains(odd);
+    for (int64_t k = 0; k < kBlockK; k += 2) {
+      Vec of_k[kBlocks][kParts];
+      weights(k, of_k);
+      Step(t, x + k, of_k, even);
+      weights(k + 1, of_k);
+      Step(t, x + k + 1, of_k, odd);
     }
     if (kInRange) {
-      AddScaledChains(t, chain[0], chain[1], scale, sum);
+      AddScaledChains(even, odd, scale, sum);
     } else {
-      AddChains(t, chain[0], chain[1], sum);
+      AddChains(even, odd, sum);
     }
   }
   StoreChains(t, sum);
@@ -241,35 +289,54 @@ void MultiplyInt8(const QuantisedTile& t) {
 
 template <int kRows, int kBlocks>
 void MultiplyInt4(const QuantisedTile& t) {
-  using Sums = Chains<kRows, kBlocks>;
-  Sums sum = LoadChains<kRows, kBlocks>(t);
+  Chains<kRows, kBlocks> sum;
+  LoadChains(t, sum);
   const float* x = t.x;
   const uint8_t* w = t.w;
+  Ahead ahead(t, kInt4TileBytes);
   for (int64_t kb = 0; kb < t.k_blocks; ++kb, w += kInt4TileBytes) {
-    PrefetchTiles<kInt4TileBytes, kBlocks>(t, w);
+    ahead.Prefetch<kInt4TileBytes, kBlocks>(w);
     Vec scale[kBlocks][kParts];
-    LoadScales<kBlocks>(t, w + kInt4Scales, Int4Scales, scale);
-    Sums chain[2] = {};
-    for (const NibblePlace& place : kNibblePlaces) {
+    UintVec words[4][kBlocks][kParts];
+    ForBlocks<kBlocks>([&](int b, int p) PORTOLAN_INLINE {
+      const uint8_t* tile = w + b * t.w_block_stride;
+      scale[b][p] = Int4Scales(tile + kInt4Scales + p * kWidth);
+      PORTOLAN_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        words[i][b][p] = LoadWords(tile + (i * kLanes + p * kWidth) * 4);
+      }
+    });
+    Chains<kRows, kBlocks> even;
+    Chains<kRows, kBlocks> odd;
+    ClearChains(even);
+    ClearChains(odd);
+    const auto multiply = [&](const NibblePlace& place) PORTOLAN_INLINE {
+      const UintVec mask = SplatWord(place.mask);
+      const UintVec flip = SplatWord(place.flip);
       Vec unit[kBlocks][kParts];
       Vec zero[kBlocks][kParts];
-      ForBlocks<kBlocks>([&](int block, int p) {
-        unit[block][p] = scale[block][p] * place.unit;
-        zero[block][p] = scale[block][p] * place.zero;
+      ForBlocks<kBlocks>([&](int b, int p) PORTOLAN_INLINE {
+        unit[b][p] = ScaledDown(scale[b][p], place);
+        zero[b][p] = scale[b][p] * place.zero;
       });
       PORTOLAN_UNROLL
-      for (int j = 0; j < 4; ++j) {
+      for (int i = 0; i < 4; ++i) {
         Vec weights[kBlocks][kParts];
-        ForBlocks<kBlocks>([&](int block, int p) {
-          weights[block][p] = Int4Weights(
-              w + block * t.w_block_stride + (j * kLanes + p * kWidth) * 4,
-              place.mask, unit[block][p], zero[block][p]);
+        ForBlocks<kBlocks>([&](int b, int p) PORTOLAN_INLINE {
+          weights[b][p] =
+              Int4Weights(words[i][b][p], mask, flip, unit[b][p], zero[b][p]);
         });
-        Step<kRows, kBlocks>(t, x + j, weights, chain[j % 2]);
+        Step(t, x + i, weights, i % 2 == 0 ? even : odd);
       }
       x += 4;
-    }
-    AddChains(t, chain[0], chain[1], sum);
+    };
+    for (int n = 0; n < kNibblesInPlace; ++n) multiply(kNibblePlaces[n]);
+    ForBlocks<kBlocks>([&](int b, int p) PORTOLAN_INLINE {
+      PORTOLAN_UNROLL
+      for (int i = 0; i < 4; ++i) words[i][b][p] >>= 16;
+    });
+    for (int n = kNibblesInPlace; n < 8; ++n) multiply(kNibblePlaces[n]);
+    AddChains(even, odd, sum);
   }
   StoreChains(t, sum);
 }
@@ -356,13 +423,22 @@ bool InRange(const void* x, int64_t count) {
 
 // Two floats that are bf16 as they stand, as a pair of inputs.
 inline void StorePair(Vec even, Vec odd, uint16_t* to) {
+#if defined(PORTOLAN_EMULATED_WIDTH) || !defined(__AVX512BW__)
   const UintVec both = ((UintVec)even >> 16) | ((UintVec)odd & 0xffff0000u);
+#else
+  const UintVec both = (UintVec)_mm512_mask_blend_epi16(
+      0xaaaaaaaau, (__m512i)((UintVec)even >> 16), (__m512i)odd);
+#endif
   __builtin_memcpy(to, &both, sizeof(both));
 }
 
 void UnpackInt8(const void* tiles, int64_t num_tiles, uint16_t* to) {
   const auto* w = static_cast<const uint8_t*>(tiles);
   for (int64_t t = 0; t < num_tiles; ++t, w += kInt8TileBytes) {
+    PORTOLAN_UNROLL
+    for (int64_t i = 0; i < kInt8TileBytes; i += 64) {
+      __builtin_prefetch(w + kQuantisedAhead + i);
+    }
     PORTOLAN_UNROLL
     for (int p = 0; p < kParts; ++p) {
       const Vec scale = Int8Scales(w + kInt8Scales + p * kWidth);
@@ -380,21 +456,33 @@ void UnpackInt4(const void* tiles, int64_t num_tiles, uint16_t* to) {
   const auto* w = static_cast<const uint8_t*>(tiles);
   for (int64_t t = 0; t < num_tiles; ++t, w += kInt4TileBytes) {
     PORTOLAN_UNROLL
+    for (int64_t i = 0; i < kInt4TileBytes; i += 64) {
+      __builtin_prefetch(w + kQuantisedAhead + i);
+    }
+    PORTOLAN_UNROLL
     for (int p = 0; p < kParts; ++p) {
       const Vec scale = Int4Scales(w + kInt4Scales + p * kWidth);
-      const uint8_t* words = w + p * kWidth * 4;
+      UintVec words[4];
+      PORTOLAN_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        words[i] = LoadWords(w + (i * kLanes + p * kWidth) * 4);
+      }
       uint16_t* pair = to + t * kTileSize + p * 2 * kWidth;
-      for (const NibblePlace& place : kNibblePlaces) {
-        const Vec unit = scale * place.unit;
+      const auto unpack = [&](const NibblePlace& place) PORTOLAN_INLINE {
+        const UintVec mask = SplatWord(place.mask);
+        const UintVec flip = SplatWord(place.flip);
+        const Vec unit = ScaledDown(scale, place);
         const Vec zero = scale * place.zero;
         PORTOLAN_UNROLL
-        for (int j = 0; j < 4; j += 2, pair += 2 * kLanes) {
-          StorePair(
-              Int4Weights(words + j * kLanes * 4, place.mask, unit, zero),
-              Int4Weights(words + (j + 1) * kLanes * 4, place.mask, unit, zero),
-              pair);
+        for (int i = 0; i < 4; i += 2, pair += 2 * kLanes) {
+          StorePair(Int4Weights(words[i], mask, flip, unit, zero),
+                    Int4Weights(words[i + 1], mask, flip, unit, zero), pair);
         }
-      }
+      };
+      for (int n = 0; n < kNibblesInPlace; ++n) unpack(kNibblePlaces[n]);
+      PORTOLAN_UNROLL
+      for (int i = 0; i < 4; ++i) words[i] >>= 16;
+      for (int n = kNibblesInPlace; n < 8; ++n) unpack(kNibblePlaces[n]);
     }
   }
 }
@@ -413,10 +501,15 @@ constexpr QuantisedKernel QuantisedVector(int64_t few_rows,
 }
 
 constexpr KernelTable WithQuantised(KernelTable table) {
-  table.int8 = QuantisedVector(kFewInt8Rows, MultiplyInt8Rows, UnpackInt8);
+  // Matrix tiles take over where they do so from vectors.
+  const int64_t few_int8 =
+      table.many_rows > 0 ? table.many_rows - 1 : kFewInt8Rows;
+  const int64_t few_int4 =
+      table.many_rows > 0 ? table.many_rows - 1 : kFewInt4Rows;
+  table.int8 = QuantisedVector(few_int8, MultiplyInt8Rows, UnpackInt8);
   table.int8.multiply_in_range = MultiplyInt8InRange;
   table.int8.in_range = InRange;
-  table.int4 = QuantisedVector(kFewInt4Rows, MultiplyInt4Rows, UnpackInt4);
+  table.int4 = QuantisedVector(few_int4, MultiplyInt4Rows, UnpackInt4);
   return table;
 }
 

@@ -174,13 +174,14 @@ void MultiplyBlocks(const MultiplyArgs& args, VectorTile tile) {
   int64_t tiles = (left + kTileRows - 1) / kTileRows;
   tile.next = tile.w + kBlocks * tile.w_block_stride;
   // Of a tile's lines, for each register tile.
-  const int64_t share = tiles == 1 || tile.next > tile.w_last
-                            ? 0
-                            : (kTileLines + tiles - 1) / tiles;
+  const int64_t share =
+      tiles == 1 || args.w_end == nullptr || tile.next > tile.w_last
+          ? 0
+          : (kTileLines + tiles - 1) / tiles;
   for (int64_t done = 0; tiles > 0; --tiles, done += share) {
     tile.next_lines = done < kTileLines ? share : 0;
     const int64_t rows = (left + tiles - 1) / tiles;
-    if (left == args.rows) {
+    if (left == args.rows && args.w_end != nullptr) {
       kTileFunctions<kBlocks, true>[rows - 1](tile);
     } else {
       kTileFunctions<kBlocks, false>[rows - 1](tile);
@@ -200,7 +201,9 @@ void MultiplyVector(const MultiplyArgs& args) {
   tile.k_blocks = args.k_blocks;
   tile.c_stride = args.c_stride;
   tile.accumulate = args.accumulate;
-  tile.w_last = static_cast<const uint16_t*>(args.w_end) - kTileSize;
+  tile.w_last = args.w_end == nullptr
+                    ? nullptr
+                    : static_cast<const uint16_t*>(args.w_end) - kTileSize;
   // A single row waits for memory, which serves two streams better than one.
   const bool pairs = kTileBlocks == 2 || args.rows == 1;
   int64_t block = 0;

@@ -13,18 +13,19 @@ namespace portolan {
 
 // One call of a matrix product: c[rows, 16 * num_blocks] over packed weights.
 struct MultiplyArgs {
-  const void* x = nullptr;      // as `prepare` of the same kernel wrote it
-  int64_t x_k_blocks = 0;       // K blocks that were prepared
-  int64_t first_k_block = 0;    // the one to begin with
-  int64_t rows = 0;             // at least 1
-  const void* w = nullptr;      // tile of the first output and K block
-  int64_t w_block_stride = 0;   // elements between output blocks
-  int64_t num_blocks = 0;       // output blocks
-  int64_t k_blocks = 0;         // K blocks, one after the other in memory
-  float* c = nullptr;           // room for rows rounded up to 32
-  int64_t c_stride = 0;         // floats between rows of c
-  bool accumulate = false;      // add to c instead of overwriting it
-  const void* w_end = nullptr;  // weights soon to be read end here: prefetch
+  const void* x = nullptr;     // as `prepare` of the same kernel wrote it
+  int64_t x_k_blocks = 0;      // K blocks that were prepared
+  int64_t first_k_block = 0;   // the one to begin with
+  int64_t rows = 0;            // at least 1
+  const void* w = nullptr;     // tile of the first output and K block
+  int64_t w_block_stride = 0;  // elements between output blocks
+  int64_t num_blocks = 0;      // output blocks
+  int64_t k_blocks = 0;        // K blocks, one after the other in memory
+  float* c = nullptr;          // room for rows rounded up to 32
+  int64_t c_stride = 0;        // floats between rows of c
+  bool accumulate = false;     // add to c instead of overwriting it
+  // Weights soon to be read end here: prefetch. Null: they are in the cache.
+  const void* w_end = nullptr;
 };
 
 struct GemmKernel {

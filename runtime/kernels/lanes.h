@@ -17,6 +17,9 @@
 #define PORTOLAN_UNROLL _Pragma("GCC unroll 16")
 #endif
 
+// Where registers are counted, a call is one too many.
+#define PORTOLAN_INLINE __attribute__((always_inline))
+
 namespace portolan {
 namespace {
 

@@ -17,6 +17,10 @@ constexpr int64_t kColsPerCall = kBlocksPerCall * kTileOutputs;
 constexpr int64_t kMaxRows = 96;
 constexpr int64_t kPreparedBytes = 384 * 1024;
 
+// Blocks of K that are unpacked at a time: two output blocks of them leave room
+// for x and the next weights in the first-level cache.
+constexpr int64_t kUnpackedKBlocks = 8;
+
 int64_t RoundUp(int64_t value, int64_t to) {
   return (value + to - 1) / to * to;
 }
@@ -46,6 +50,28 @@ const QuantisedKernel* QuantisedOf(const KernelTable& table,
 
 int64_t RowOf(const int32_t* rows, int64_t i) {
   return rows == nullptr ? i : rows[i];
+}
+
+// Of packed weights as `args` tells, a stretch of K after the other.
+void MultiplyUnpacked(const QuantisedKernel& quantised,
+                      void (*multiply)(const MultiplyArgs&),
+                      WeightFormat format, Bf16* unpacked, MultiplyArgs args) {
+  const auto* packed = static_cast<const std::byte*>(args.w);
+  const int64_t k_blocks = args.x_k_blocks;
+  args.w = unpacked;
+  args.w_end = nullptr;
+  for (int64_t kb = 0; kb < k_blocks; kb += kUnpackedKBlocks) {
+    args.first_k_block = kb;
+    args.k_blocks = std::min(kUnpackedKBlocks, k_blocks - kb);
+    args.w_block_stride = args.k_blocks * kTileElements;
+    args.accumulate = kb > 0;
+    for (int64_t b = 0; b < args.num_blocks; ++b) {
+      quantised.unpack(
+          packed + (b * k_blocks + kb) * TileBytes(format), args.k_blocks,
+          reinterpret_cast<uint16_t*>(unpacked + b * args.w_block_stride));
+    }
+    multiply(args);
+  }
 }
 
 }  // namespace
@@ -99,9 +125,10 @@ void ProductRunner::RunTask(const Product& product, const ProductTask& task,
   const int64_t chunk = RowsPerChunk(kernel, task_rows, k_blocks * kTileInputs);
   const auto* w = static_cast<const std::byte*>(product.w.data);
   const int64_t block_bytes = k_blocks * TileBytes(product.w.format);
-  Bf16* unpacked =
-      unpack ? workspace.w.Get<Bf16>(kBlocksPerCall * k_blocks * kTileElements)
-             : nullptr;
+  Bf16* unpacked = unpack
+                       ? workspace.w.Get<Bf16>(kBlocksPerCall *
+                                               kUnpackedKBlocks * kTileElements)
+                       : nullptr;
 
   MultiplyArgs args;
   args.x_k_blocks = k_blocks;
@@ -134,13 +161,11 @@ void ProductRunner::RunTask(const Product& product, const ProductTask& task,
       args.w = w + block * block_bytes;
       args.num_blocks = std::min(kBlocksPerCall, task.block_end - block);
       if (unpack) {
-        const int64_t num_tiles = args.num_blocks * k_blocks;
-        quantised->unpack(args.w, num_tiles,
-                          reinterpret_cast<uint16_t*>(unpacked));
-        args.w = unpacked;
-        args.w_end = unpacked + num_tiles * kTileElements;
+        MultiplyUnpacked(*quantised, multiply, product.w.format, unpacked,
+                         args);
+      } else {
+        multiply(args);
       }
-      multiply(args);
       Finish(product, row, args.rows, block, args.num_blocks, workspace);
     }
   }
