@@ -299,15 +299,19 @@ Spread SpreadOf(std::vector<double> values) {
   return {values[values.size() / 2], values.front(), values.back()};
 }
 
+int64_t SizeOf(const PackedMatrix& matrix) {
+  return PackedBytes(matrix.n, matrix.k, matrix.format);
+}
+
 // What a decode step of a single sequence reads: all weights but those of the
 // experts that its token does not choose and of the embedding.
 int64_t WeightBytesPerToken(const Model& model, const RankRuntime& rank) {
   const ModelConfig& config = model.config;
-  int64_t bytes = PackedBytes(model.weights.lm_head.n, model.weights.lm_head.k);
+  int64_t bytes = SizeOf(model.weights.lm_head);
   for (int32_t layer = 0; layer < config.num_layers; ++layer) {
     const LayerWeights& w = model.weights.layers[static_cast<size_t>(layer)];
     for (const PackedMatrix& m : {w.q, w.k, w.v, w.o, w.gate}) {
-      bytes += PackedBytes(m.n, m.k);
+      bytes += SizeOf(m);
     }
     if (config.IsMoeLayer(layer)) {
       bytes += config.top_k * rank.expert_slot_bytes();

@@ -110,17 +110,24 @@ void Print(const PerplexityOptions& options, const WindowLoss& loss,
   const double mean = loss.nats / static_cast<double>(loss.tokens);
   const std::string weights(WeightFormatName(options.job.weights));
   if (!options.json) {
-    std::printf("# %7s %8s %8s %8s %14s %11s\n", "weights", "tokens", "windows",
-                "context", "nats per token", "perplexity");
-    std::printf("  %7s %8lld %8zu %8lld %14.5f %11.4f\n", weights.c_str(),
-                static_cast<long long>(loss.tokens), num_windows,
-                static_cast<long long>(options.context), mean, std::exp(mean));
+    std::printf("# %7s %7s %8s %8s %8s %14s %11s\n", "weights", "dense",
+                "tokens", "windows", "context", "nats per token", "perplexity");
+    std::printf(
+        "  %7s %7s %8lld %8zu %8lld %14.5f %11.4f\n", weights.c_str(),
+        std::string(WeightFormatName(options.job.dense_weights)).c_str(),
+        static_cast<long long>(loss.tokens), num_windows,
+        static_cast<long long>(options.context), mean, std::exp(mean));
     return;
   }
   const nlohmann::ordered_json json = {
-      {"weights", weights},     {"tokens", loss.tokens},
-      {"windows", num_windows}, {"context", options.context},
-      {"nats_per_token", mean}, {"perplexity", std::exp(mean)}};
+      {"weights", weights},
+      {"dense_weights",
+       std::string(WeightFormatName(options.job.dense_weights))},
+      {"tokens", loss.tokens},
+      {"windows", num_windows},
+      {"context", options.context},
+      {"nats_per_token", mean},
+      {"perplexity", std::exp(mean)}};
   std::printf("%s\n", json.dump(2).c_str());
 }
 

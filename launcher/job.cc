@@ -49,7 +49,8 @@ absl::Status LoadModel(const JobOptions& options, bool silent, Model& model) {
             if (!silent) {
               std::fprintf(stderr, "notice: %s\n", text.c_str());
             }
-          }));
+          },
+          options.dense_weights));
   return absl::OkStatus();
 }
 

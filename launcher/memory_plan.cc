@@ -166,8 +166,9 @@ absl::StatusOr<RankMemory> PlanRankMemory(const JobOptions& options,
   } else {
     memory.staging_bytes = StagingBytes(model, rank, world_size);
   }
-  PORTOLAN_ASSIGN_OR_RETURN(
-      memory.dense_bytes, DenseWeights::BytesNeeded(config, *model.checkpoint));
+  PORTOLAN_ASSIGN_OR_RETURN(memory.dense_bytes,
+                            DenseWeights::BytesNeeded(config, *model.checkpoint,
+                                                      options.dense_weights));
   const int64_t page_bytes =
       KvLayoutOf(options, config).PageBytes() * config.num_layers;
   memory.kv_bytes_per_token = page_bytes / kPageTokens;

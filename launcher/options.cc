@@ -37,6 +37,11 @@ void AddChoices(CLI::App& command, JobOptions& options) {
       "Weights of the experts: bf16 (default), or int8 or int4 from a pack "
       "that "
       "`portolan pack --quantize` wrote; the results are those of that model");
+  AddParsedFlag<WeightFormat>(
+      command, "--dense-weights", ParseWeightFormat,
+      [&options](WeightFormat format) { options.dense_weights = format; },
+      "Matrices of attention and logits: bf16 (default), or int8 or int4, "
+      "quantised as they are loaded; the results are those of that model");
   WithEnvironment(
       command
           .add_option_function<std::string>(

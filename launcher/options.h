@@ -64,6 +64,7 @@ struct JobOptions : WorldOptions {
   ActivationDtype activations = ActivationDtype::kBf16;
   // Of the experts; a quantised format needs its pack.
   WeightFormat weights = WeightFormat::kBf16;
+  WeightFormat dense_weights = WeightFormat::kBf16;
   std::optional<CpuPath> cpu_path;      // default: the best this CPU has
   std::string expert_memory = "all";    // bytes, percent or "all"
   std::string policy = "adaptive";      // of expert loads; see policies.h

@@ -49,8 +49,13 @@ uint64_t NumericsId(const JobOptions& options, const Model& model, Rank rank) {
   const std::string text = absl::StrCat(
       "order ", kOrderVersion, "; activations and kv ",
       options.activations == ActivationDtype::kF32 ? "f32" : "bf16",
-      "; weights ", std::string(WeightFormatName(options.weights)), "; model ",
-      model.fingerprint, rank == Rank{options.odd_rank} ? "; odd" : "");
+      "; weights ", std::string(WeightFormatName(options.weights)),
+      options.dense_weights == WeightFormat::kBf16
+          ? std::string()
+          : absl::StrCat("; dense ",
+                         std::string(WeightFormatName(options.dense_weights))),
+      "; model ", model.fingerprint,
+      rank == Rank{options.odd_rank} ? "; odd" : "");
   return Hash64(std::as_bytes(std::span(text)));
 }
 

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "experts/expert_slot.h"
+#include "runtime/kernels/quantise.h"
 #include "runtime/model/checkpoint/dense_weights.h"
 #include "tests/tiny_checkpoint.h"
 
@@ -27,14 +28,14 @@ struct Loaded {
     checkpoint = Checkpoint::Open(dir.path()).value();
   }
 
-  absl::StatusOr<DenseWeights> Load() {
+  absl::StatusOr<DenseWeights> Load(WeightFormat format = WeightFormat::kBf16) {
     return DenseWeights::Load(
         config, *checkpoint,
         [this](int64_t bytes_done, int64_t bytes_total) {
           done.push_back(bytes_done);
           total = bytes_total;
         },
-        [this](const std::string& text) { notices.push_back(text); });
+        [this](const std::string& text) { notices.push_back(text); }, format);
   }
 
   TempDir dir;
@@ -180,6 +181,46 @@ TEST(DenseWeightsTest, LargeMatricesAreReadInBands) {
   EXPECT_EQ(
       std::vector<Bf16>(weights->embedding.begin(), weights->embedding.end()),
       wanted);
+}
+
+// What quantising the tiles of `exact` gives.
+void ExpectQuantised(const PackedMatrix& actual, const PackedMatrix& exact,
+                     WeightFormat format) {
+  ASSERT_EQ(actual.format, format);
+  const int64_t tiles = NumOutputBlocks(exact.n) * NumInputBlocks(exact.k);
+  std::vector<std::byte> expected(
+      static_cast<size_t>(PackedBytes(exact.n, exact.k, format)));
+  QuantisationError error;
+  ASSERT_TRUE(QuantiseTiles(format, static_cast<const Bf16*>(exact.data), tiles,
+                            expected.data(), error));
+  EXPECT_EQ(std::memcmp(actual.data, expected.data(), expected.size()), 0);
+}
+
+TEST(DenseWeightsTest, QuantisesAttentionAndHeadButNeverTheGate) {
+  for (const WeightFormat format : {WeightFormat::kInt8, WeightFormat::kInt4}) {
+    for (const bool tied : {false, true}) {
+      Loaded loaded({.tied = tied});
+      const auto exact = loaded.Load();
+      const auto quantised = loaded.Load(format);
+      ASSERT_TRUE(exact.ok() && quantised.ok()) << quantised.status();
+
+      ExpectQuantised(quantised->lm_head, exact->lm_head, format);
+      for (size_t i = 0; i < exact->layers.size(); ++i) {
+        const LayerWeights& actual = quantised->layers[i];
+        const LayerWeights& expected = exact->layers[i];
+        ExpectQuantised(actual.q, expected.q, format);
+        ExpectQuantised(actual.k, expected.k, format);
+        ExpectQuantised(actual.v, expected.v, format);
+        ExpectQuantised(actual.o, expected.o, format);
+        EXPECT_EQ(actual.gate.format, WeightFormat::kBf16);
+      }
+      EXPECT_EQ(
+          quantised->bytes(),
+          DenseWeights::BytesNeeded(loaded.config, *loaded.checkpoint, format)
+              .value());
+      EXPECT_LT(quantised->bytes(), exact->bytes());
+    }
+  }
 }
 
 TEST(DenseWeightsTest, ReadsEachDenseByteOnceInFileOrderAndNoExpert) {

@@ -1,6 +1,6 @@
-// The promise of exactness with quantised experts: the bits are those of the
-// quantised model, on any number of ranks, in any batch, within any budget, on
-// every path.
+// The promise of exactness with quantised experts and dense matrices: the bits
+// are those of the quantised model, on any number of ranks, in any batch,
+// within any budget, on every path.
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -59,6 +59,7 @@ JobOptions Quantised(WeightFormat format, int ranks = 1) {
   static const Packs packs;
   JobOptions options = BundledModel(ranks);
   options.weights = format;
+  options.dense_weights = format;
   options.pack_dir = packs.dir();
   return options;
 }
@@ -181,6 +182,15 @@ TEST_P(QuantisedExactnessTest, APackOfAnotherFormatIsNotTaken) {
   ASSERT_TRUE(absl::IsNotFound(logits.status())) << logits.status();
   EXPECT_THAT(std::string(logits.status().message()),
               ::testing::HasSubstr("pack"));
+}
+
+TEST_P(QuantisedExactnessTest, OtherDenseMatricesAreAnotherModel) {
+  JobOptions options = Quantised(GetParam());
+  options.dense_weights = WeightFormat::kBf16;
+  const auto logits = Compute(options, 1);
+  ASSERT_TRUE(logits.ok()) << logits.status();
+
+  EXPECT_FALSE(SameBits(*logits, Reference(GetParam())));
 }
 
 TEST_P(QuantisedExactnessTest, WithoutItsPackTheJobEndsWithTheRemedy) {

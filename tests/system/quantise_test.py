@@ -77,6 +77,23 @@ class QuantiseTest(unittest.TestCase):
                 self.assertEqual(self.tokens(name, *arguments), reference,
                                  (name, arguments))
 
+    def test_dense_matrices_are_quantised_as_they_are_loaded(self):
+        text = DATA / "perplexity" / "held_out.txt"
+        dense = ["--dense-weights", "int8"]
+        reference = self.tokens("int4", *dense, "--cpu", "scalar")
+        self.assertEqual(self.tokens("int4", *dense, "--ranks", "2"), reference)
+        reports = []
+        for flags in [[], dense]:
+            done = run("bench", "perplexity", "--model", self.model, "--text",
+                       text, "--json", *flags)
+            self.assertEqual(done.returncode, 0, done.stderr)
+            reports.append(json.loads(done.stdout))
+        self.assertEqual([r["dense_weights"] for r in reports],
+                         ["bf16", "int8"])
+        before, after = (r["nats_per_token"] for r in reports)
+        self.assertNotEqual(before, after)
+        self.assertLess(abs(before - after), FORMATS["int8"]["nats"])
+
     def test_nothing_is_quantised_that_was_not_asked_for(self):
         self.assertEqual(self.tokens("bf16"), self.reference)
 

@@ -14,6 +14,7 @@
 #include "experts/expert_slot.h"
 #include "experts/weight_conversion.h"
 #include "runtime/base/status_macros.h"
+#include "runtime/kernels/quantise.h"
 #include "runtime/model/checkpoint/block_scales.h"
 #include "runtime/model/checkpoint/expert_tensors.h"
 
@@ -28,10 +29,11 @@ class DenseLoader {
  public:
   // `dry`: only counts the memory that it would take; no Run() follows.
   DenseLoader(const ModelConfig& config, const Checkpoint& checkpoint,
-              DenseWeights& weights, bool dry = false)
+              DenseWeights& weights, WeightFormat format, bool dry = false)
       : config_(config),
         checkpoint_(checkpoint),
         weights_(weights),
+        format_(format),
         dry_(dry) {}
 
   absl::Status Plan();
@@ -66,11 +68,19 @@ class DenseLoader {
   absl::Status AddVector(const std::string& name, int64_t size,
                          std::vector<float>& out);
   absl::Status AddMatrix(const std::string& name, int64_t rows, int64_t cols,
-                         PackedMatrix& out);
+                         WeightFormat format, PackedMatrix& out);
   absl::Status AddEmbedding();
 
   absl::Status LoadVector(const TensorInfo& tensor, std::vector<float>& out);
-  absl::Status LoadMatrix(const TensorInfo& tensor, Bf16* packed);
+  absl::Status LoadMatrix(const TensorInfo& tensor, const PackedMatrix& matrix,
+                          std::byte* to);
+  // lm_head from the embedding, which is loaded.
+  absl::Status PackTied(const TensorInfo& tensor, std::byte* to);
+  // Rows of `matrix` from `first` on, a multiple of kTileOutputs, to where they
+  // belong in `to`, all of it.
+  absl::Status PackBand(const TensorInfo& tensor, std::span<const Bf16> values,
+                        int64_t first, const PackedMatrix& matrix,
+                        std::byte* to);
   absl::Status LoadEmbedding(const TensorInfo& tensor, std::span<Bf16> rows);
 
   // Elements [first, first + count) of the tensor as bf16, valid until the next
@@ -86,11 +96,13 @@ class DenseLoader {
   const ModelConfig& config_;
   const Checkpoint& checkpoint_;
   DenseWeights& weights_;
+  const WeightFormat format_;
   const bool dry_;
   int64_t buffer_bytes_ = 0;
   std::vector<Job> jobs_;
   std::map<const TensorInfo*, Scales> scales_;
   AlignedBuffer staging_;
+  std::vector<Bf16> unquantised_;
 };
 
 absl::Status DenseLoader::Plan() {
@@ -101,7 +113,8 @@ absl::Status DenseLoader::Plan() {
       AddVector("model.norm.weight", config_.hidden, weights_.final_norm));
   if (!config_.tie_embeddings) {
     PORTOLAN_RETURN_IF_ERROR(AddMatrix("lm_head.weight", config_.vocab_size,
-                                       config_.hidden, weights_.lm_head));
+                                       config_.hidden, format_,
+                                       weights_.lm_head));
   }
   for (int layer = 0; layer < config_.num_layers; ++layer) {
     PORTOLAN_RETURN_IF_ERROR(PlanLayer(layer));
@@ -134,7 +147,7 @@ absl::Status DenseLoader::PlanLayer(int layer) {
   PORTOLAN_ASSIGN_OR_RETURN(const std::string block,
                             MoeBlockOf(config_, checkpoint_, layer));
   return AddMatrix(absl::StrCat(block, ".gate.weight"), config_.num_experts,
-                   config_.hidden, out.gate);
+                   config_.hidden, WeightFormat::kBf16, out.gate);
 }
 
 absl::Status DenseLoader::PlanAttention(const std::string& prefix,
@@ -158,7 +171,7 @@ absl::Status DenseLoader::PlanAttention(const std::string& prefix,
                                      out.o_bias, config_.has_output_bias}};
   for (const Projection& p : projections) {
     PORTOLAN_RETURN_IF_ERROR(AddMatrix(absl::StrCat(prefix, p.name, ".weight"),
-                                       p.rows, p.cols, p.matrix));
+                                       p.rows, p.cols, format_, p.matrix));
     if (!p.has_bias) continue;
     PORTOLAN_RETURN_IF_ERROR(
         AddVector(absl::StrCat(prefix, p.name, ".bias"), p.rows, p.bias));
@@ -206,16 +219,17 @@ absl::Status DenseLoader::AddVector(const std::string& name, int64_t size,
 }
 
 absl::Status DenseLoader::AddMatrix(const std::string& name, int64_t rows,
-                                    int64_t cols, PackedMatrix& out) {
+                                    int64_t cols, WeightFormat format,
+                                    PackedMatrix& out) {
   PORTOLAN_ASSIGN_OR_RETURN(const TensorInfo* tensor,
                             GetWeight(name, {rows, cols}));
   PORTOLAN_ASSIGN_OR_RETURN(std::byte * buffer,
-                            NewBuffer(PackedBytes(rows, cols)));
-  Bf16* packed = reinterpret_cast<Bf16*>(buffer);
-  out = {.data = packed, .n = rows, .k = cols};
-  jobs_.push_back({tensor, [this, packed](const TensorInfo& from) {
-                     return LoadMatrix(from, packed);
-                   }});
+                            NewBuffer(PackedBytes(rows, cols, format)));
+  out = {.data = buffer, .n = rows, .k = cols, .format = format};
+  jobs_.push_back(
+      {tensor, [this, matrix = out, buffer](const TensorInfo& from) {
+         return LoadMatrix(from, matrix, buffer);
+       }});
   return absl::OkStatus();
 }
 
@@ -232,19 +246,16 @@ absl::Status DenseLoader::AddEmbedding() {
   const std::span<Bf16> embedding(reinterpret_cast<Bf16*>(buffer),
                                   static_cast<size_t>(rows * cols));
   weights_.embedding = embedding;
-  Bf16* packed = nullptr;
+  std::byte* head = nullptr;
   if (config_.tie_embeddings) {
-    PORTOLAN_ASSIGN_OR_RETURN(std::byte * head,
-                              NewBuffer(PackedBytes(rows, cols)));
-    packed = reinterpret_cast<Bf16*>(head);
-    weights_.lm_head = {.data = packed, .n = rows, .k = cols};
+    PORTOLAN_ASSIGN_OR_RETURN(head,
+                              NewBuffer(PackedBytes(rows, cols, format_)));
+    weights_.lm_head = {.data = head, .n = rows, .k = cols, .format = format_};
   }
   jobs_.push_back({tensor, [=, this](const TensorInfo& from) {
                      PORTOLAN_RETURN_IF_ERROR(LoadEmbedding(from, embedding));
-                     if (packed != nullptr) {
-                       PackMatrix(embedding.data(), cols, rows, cols, packed);
-                     }
-                     return absl::OkStatus();
+                     if (head == nullptr) return absl::OkStatus();
+                     return PackTied(from, head);
                    }});
   return absl::OkStatus();
 }
@@ -289,21 +300,63 @@ absl::Status DenseLoader::LoadVector(const TensorInfo& tensor,
   return absl::OkStatus();
 }
 
-// In bands of whole blocks of outputs, which follow each other when packed.
-absl::Status DenseLoader::LoadMatrix(const TensorInfo& tensor, Bf16* packed) {
-  const int64_t rows = tensor.shape[0];
-  const int64_t cols = tensor.shape[1];
-  const int64_t row_bytes = static_cast<int64_t>(tensor.bytes) / rows;
-  const int64_t blocks =
-      std::max<int64_t>(1, kStagingBytes / (row_bytes * kTileOutputs));
-  const int64_t band = blocks * kTileOutputs;
-  for (int64_t row = 0; row < rows; row += band) {
-    const int64_t count = std::min(band, rows - row);
-    PORTOLAN_ASSIGN_OR_RETURN(const std::span<const Bf16> values,
-                              ReadElements(tensor, row * cols, count * cols));
-    Bf16* to =
-        packed + NumOutputBlocks(row) * NumInputBlocks(cols) * kTileElements;
-    PackMatrix(values.data(), cols, count, cols, to);
+// Of whole blocks of outputs, which follow each other when packed.
+int64_t RowsOfBand(int64_t row_bytes) {
+  return kTileOutputs *
+         std::max<int64_t>(1, kStagingBytes / (row_bytes * kTileOutputs));
+}
+
+absl::Status DenseLoader::LoadMatrix(const TensorInfo& tensor,
+                                     const PackedMatrix& matrix,
+                                     std::byte* to) {
+  const int64_t band =
+      RowsOfBand(static_cast<int64_t>(tensor.bytes) / matrix.n);
+  for (int64_t row = 0; row < matrix.n; row += band) {
+    const int64_t count = std::min(band, matrix.n - row);
+    PORTOLAN_ASSIGN_OR_RETURN(
+        const std::span<const Bf16> values,
+        ReadElements(tensor, row * matrix.k, count * matrix.k));
+    PORTOLAN_RETURN_IF_ERROR(PackBand(tensor, values, row, matrix, to));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status DenseLoader::PackTied(const TensorInfo& tensor, std::byte* to) {
+  const PackedMatrix& matrix = weights_.lm_head;
+  const int64_t band =
+      RowsOfBand(matrix.k * static_cast<int64_t>(sizeof(Bf16)));
+  for (int64_t row = 0; row < matrix.n; row += band) {
+    const int64_t count = std::min(band, matrix.n - row);
+    PORTOLAN_RETURN_IF_ERROR(PackBand(
+        tensor,
+        weights_.embedding.subspan(static_cast<size_t>(row * matrix.k),
+                                   static_cast<size_t>(count * matrix.k)),
+        row, matrix, to));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status DenseLoader::PackBand(const TensorInfo& tensor,
+                                   std::span<const Bf16> values, int64_t first,
+                                   const PackedMatrix& matrix, std::byte* to) {
+  const int64_t rows = static_cast<int64_t>(values.size()) / matrix.k;
+  to += PackedBytes(first, matrix.k, matrix.format);
+  if (matrix.format == WeightFormat::kBf16) {
+    PackMatrix(values.data(), matrix.k, rows, matrix.k,
+               reinterpret_cast<Bf16*>(to));
+    return absl::OkStatus();
+  }
+  const int64_t num_tiles = NumOutputBlocks(rows) * NumInputBlocks(matrix.k);
+  unquantised_.resize(static_cast<size_t>(num_tiles * kTileElements));
+  PackMatrix(values.data(), matrix.k, rows, matrix.k, unquantised_.data());
+  QuantisationError error;
+  if (!QuantiseTiles(matrix.format, unquantised_.data(), num_tiles, to,
+                     error)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(checkpoint_.dir(), ": tensor ", tensor.name,
+                     " has weights that are not finite or too large for ",
+                     std::string(WeightFormatName(matrix.format)),
+                     "; use --dense-weights bf16"));
   }
   return absl::OkStatus();
 }
@@ -383,9 +436,10 @@ absl::StatusOr<std::byte*> DenseLoader::NewBuffer(int64_t bytes) {
 absl::StatusOr<DenseWeights> DenseWeights::Load(const ModelConfig& config,
                                                 const Checkpoint& checkpoint,
                                                 Progress progress,
-                                                Notice notice) {
+                                                Notice notice,
+                                                WeightFormat format) {
   DenseWeights weights;
-  DenseLoader loader(config, checkpoint, weights);
+  DenseLoader loader(config, checkpoint, weights, format);
   PORTOLAN_RETURN_IF_ERROR(loader.Plan());
   const std::string rounded = loader.RoundedDtypes();
   if (!rounded.empty()) {
@@ -396,10 +450,11 @@ absl::StatusOr<DenseWeights> DenseWeights::Load(const ModelConfig& config,
   return weights;
 }
 
-absl::StatusOr<int64_t> DenseWeights::BytesNeeded(
-    const ModelConfig& config, const Checkpoint& checkpoint) {
+absl::StatusOr<int64_t> DenseWeights::BytesNeeded(const ModelConfig& config,
+                                                  const Checkpoint& checkpoint,
+                                                  WeightFormat format) {
   DenseWeights nothing;
-  DenseLoader loader(config, checkpoint, nothing, /*dry=*/true);
+  DenseLoader loader(config, checkpoint, nothing, format, /*dry=*/true);
   PORTOLAN_RETURN_IF_ERROR(loader.Plan());
   return loader.buffer_bytes();
 }

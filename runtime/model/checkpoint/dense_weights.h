@@ -50,18 +50,22 @@ struct DenseWeights {
 
   // Checks all tensors before it reads the first, then reads them in file
   // order (ReadPurpose::kDense). `notice` is called at most once, if weights
-  // (experts included) are rounded.
-  // Errors: as Checkpoint::Get() and Read(); kResourceExhausted (memory).
+  // (experts included) are rounded. The matrices of attention and lm_head are
+  // held as `format`, quantised from bf16 as they are read.
+  // Errors: as Checkpoint::Get() and Read(); kResourceExhausted (memory);
+  // kInvalidArgument (weights that do not fit `format`).
   static absl::StatusOr<DenseWeights> Load(
       const ModelConfig& config, const Checkpoint& checkpoint,
       Progress progress = [](int64_t, int64_t) {},
-      Notice notice = [](const std::string&) {});
+      Notice notice = [](const std::string&) {},
+      WeightFormat format = WeightFormat::kBf16);
 
   // What Load() would hold, from the tensors' headers: reads nothing. Vectors
   // (norms, biases) are too small to count.
   // Errors: as Checkpoint::Get().
-  static absl::StatusOr<int64_t> BytesNeeded(const ModelConfig& config,
-                                             const Checkpoint& checkpoint);
+  static absl::StatusOr<int64_t> BytesNeeded(
+      const ModelConfig& config, const Checkpoint& checkpoint,
+      WeightFormat format = WeightFormat::kBf16);
 
   // Of a token below vocab_size: [hidden].
   std::span<const Bf16> Embedding(int32_t token) const {
