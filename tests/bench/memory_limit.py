@@ -122,7 +122,7 @@ def flags(a, limit):
             "--kv-memory", "16MiB", "--memory-available", limit]
 
 
-def measure(a, bench, limit, policy, pack_dir):
+def measure(a, bench, limit, policy, pack):
     common = flags(a, to_bytes(limit))
     plan = json.loads(subprocess.run(
         [str(part) for part in (bench.program, "plan", "--json",
@@ -134,9 +134,9 @@ def measure(a, bench, limit, policy, pack_dir):
         done = subprocess.run(
             [str(part) for part in (
                 bench.program, "bench", "model", *common, "--policy", policy,
-                "--pack-dir", pack_dir, "--expert-memory",
-                plan["largest_expert_memory"], "--prompt-tokens", "1", "--gen",
-                a.gen, "--rounds", a.rounds, "--json")],
+                *pack, "--expert-memory", plan["largest_expert_memory"],
+                "--prompt-tokens", "1", "--gen", a.gen, "--rounds", a.rounds,
+                "--json")],
             capture_output=True, text=True, preexec_fn=group.enter)
         peak = group.peak()
     finally:
@@ -171,7 +171,8 @@ def main():
                     disk = disk_rate(a.model)
                     report(limit, policy, *measure(
                         a, bench, limit, policy,
-                        pack_dir if source == "pack" else empty), disk)
+                        ["--pack-dir", pack_dir] if source == "pack" else []),
+                        disk)
 
 
 if __name__ == "__main__":
