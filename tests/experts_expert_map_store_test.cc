@@ -9,6 +9,7 @@
 
 #include "experts/dot_rows.h"
 #include "experts/expert_map_store.h"
+#include "experts/hints.h"
 #include "experts/history.h"
 #include "experts/predictor_maps.h"
 
@@ -278,28 +279,34 @@ TEST(ExpertMapStoreTest, CompactTrajectoriesFindThemselves) {
   }
 }
 
-// The published predictor, written out slowly: the experts that a token's best
-// match selects, by delta = clip(1 - score, 0, 1) and at least top-k.
-std::vector<float> SlowSelection(const Record& matched, double score,
-                                 int32_t layer) {
+// The published predictor, written out slowly: what a token's best match says
+// of each expert and which it selects, by delta = clip(1 - score, 0, 1) and at
+// least top-k.
+std::vector<MapScore> SlowSelection(const Record& matched, double score,
+                                    int32_t layer) {
   const double delta = std::clamp(1.0 - score, 0.0, 1.0);
   std::vector<int32_t> order(kExperts);
   std::iota(order.begin(), order.end(), 0);
   std::ranges::stable_sort(order, std::greater<>(), [&](int32_t e) {
     return matched.Row(layer)[static_cast<size_t>(e)];
   });
-  std::vector<float> scores(kExperts, 0.0f);
+  std::vector<MapScore> scores;
+  for (const float p : matched.Row(layer)) scores.push_back({p, false});
   double sum = 0;
   for (int32_t n = 0; n < kExperts && (n < kTopK || sum < delta); ++n) {
     const auto e = static_cast<size_t>(order[static_cast<size_t>(n)]);
-    scores[e] = matched.Row(layer)[e];
-    sum += scores[e];
+    scores[e].selected = true;
+    sum += scores[e].probability;
   }
   return scores;
 }
 
-std::vector<float> MaxOf(std::vector<float> a, const std::vector<float>& b) {
-  for (size_t i = 0; i < a.size(); ++i) a[i] = std::max(a[i], b[i]);
+std::vector<MapScore> UnionOf(std::vector<MapScore> a,
+                              const std::vector<MapScore>& b) {
+  for (size_t i = 0; i < a.size(); ++i) {
+    a[i].probability = std::max(a[i].probability, b[i].probability);
+    a[i].selected = a[i].selected || b[i].selected;
+  }
   return a;
 }
 
@@ -354,11 +361,14 @@ class FmoePredictorTest : public ::testing::Test {
   }
 
   void ExpectScores(int32_t layer, int32_t distance,
-                    const std::vector<float>& expected) {
+                    const std::vector<MapScore>& expected) {
     std::vector<Fp16> scores(kExperts);
     predictor_->Predict(layer, distance, scores);
     for (size_t e = 0; e < scores.size(); ++e) {
-      EXPECT_NEAR(ToFloat(scores[e]), expected[e], 1e-3)
+      const MapScore score = MapScoreOf(ToFloat(scores[e]));
+      EXPECT_NEAR(score.probability, expected[e].probability, 1e-3)
+          << "layer " << layer << " expert " << e;
+      EXPECT_EQ(score.selected, expected[e].selected)
           << "layer " << layer << " expert " << e;
     }
   }
@@ -373,13 +383,13 @@ TEST_F(FmoePredictorTest, SemanticSearchServesTheFirstLayersOfEachToken) {
   Begin();
 
   for (int32_t layer = 0; layer < kDistance; ++layer) {
-    std::vector<float> expected(kExperts, 0.0f);
+    std::vector<MapScore> expected(kExperts);
     for (const Record& query : queries_) {
       const auto score = [&](const Record& record) {
         return Cosine(record.embedding, query.embedding);
       };
       const Record& match = records_[ArgMax(records_, score)];
-      expected = MaxOf(expected, SlowSelection(match, score(match), layer));
+      expected = UnionOf(expected, SlowSelection(match, score(match), layer));
     }
     ExpectScores(layer, layer + 1, expected);
   }
@@ -390,14 +400,14 @@ TEST_F(FmoePredictorTest, TrajectorySearchServesTheLayerAtTheDistance) {
   for (int32_t layer = 0; layer + kDistance < kLayers; ++layer) {
     Observe(layer);
 
-    std::vector<float> expected(kExperts, 0.0f);
+    std::vector<MapScore> expected(kExperts);
     for (const Record& query : queries_) {
       const auto score = [&](const Record& record) {
         return TrajectoryCosine(record, query, layer + 1);
       };
       const Record& match = records_[ArgMax(records_, score)];
-      expected = MaxOf(expected,
-                       SlowSelection(match, score(match), layer + kDistance));
+      expected = UnionOf(expected,
+                         SlowSelection(match, score(match), layer + kDistance));
     }
     ExpectScores(layer + kDistance, kDistance, expected);
   }
