@@ -12,6 +12,7 @@
 #include "absl/time/clock.h"
 #include "proto/control.grpc.pb.h"
 #include "runtime/agent/channel.h"
+#include "runtime/base/steady_now.h"
 #include "runtime/model/philox.h"
 
 namespace portolan {
@@ -76,10 +77,10 @@ class ControlStream::Impl {
   }
 
   void Finish(absl::Duration timeout) {
-    const absl::Time deadline = absl::Now() + timeout;
+    const absl::Time deadline = SteadyNow() + timeout;
     MutexLock lock(mu_);
-    while (!finished_ && absl::Now() < deadline) {
-      changed_.WaitFor(mu_, deadline - absl::Now());
+    while (!finished_ && SteadyNow() < deadline) {
+      changed_.WaitFor(mu_, deadline - SteadyNow());
     }
   }
 
@@ -105,7 +106,7 @@ class ControlStream::Impl {
                              status.message(), "); trying again"));
       }
       lost_ = true;
-      WaitUntil(absl::Now() + backoff_.Next());
+      WaitUntil(SteadyNow() + backoff_.Next());
       if (Stopping()) return;
     }
     MutexLock lock(mu_);
@@ -132,7 +133,7 @@ class ControlStream::Impl {
     if (stream->Write(agent_.Connect())) Write(*stream);
     if (agent_.said_goodbye()) {
       stream->WritesDone();
-      WaitForEnd(absl::Now() + kFirstWait * 10);
+      WaitForEnd(SteadyNow() + kFirstWait * 10);
       context.TryCancel();
     }
     // In all other cases the call is over, and a cancellation would only hide
@@ -159,8 +160,9 @@ class ControlStream::Impl {
   }
 
   bool WaitForConnection() {
-    const absl::Time deadline = absl::Now() + kConnectTimeout;
-    while (!Stopping() && absl::Now() < deadline) {
+    const absl::Time deadline = SteadyNow() + kConnectTimeout;
+    while (!Stopping() && SteadyNow() < deadline) {
+      // gRPC goes by the wall clock.
       const absl::Time look = absl::Now() + kFirstWait;
       if (channel_->WaitForConnected(absl::ToChronoTime(look))) return true;
     }
@@ -223,21 +225,21 @@ class ControlStream::Impl {
   void WaitForChange(uint64_t seen, absl::Time until) {
     MutexLock lock(mu_);
     while (num_changes_ == seen && !stopping_) {
-      const absl::Duration left = until - absl::Now();
+      const absl::Duration left = until - SteadyNow();
       if (left <= absl::ZeroDuration()) return;
       changed_.WaitFor(mu_, std::min(left, absl::Hours(1)));
     }
   }
   void WaitUntil(absl::Time time) {
     MutexLock lock(mu_);
-    while (!stopping_ && absl::Now() < time) {
-      changed_.WaitFor(mu_, time - absl::Now());
+    while (!stopping_ && SteadyNow() < time) {
+      changed_.WaitFor(mu_, time - SteadyNow());
     }
   }
   void WaitForEnd(absl::Time time) {
     MutexLock lock(mu_);
-    while (!ended_ && !stopping_ && absl::Now() < time) {
-      changed_.WaitFor(mu_, time - absl::Now());
+    while (!ended_ && !stopping_ && SteadyNow() < time) {
+      changed_.WaitFor(mu_, time - SteadyNow());
     }
   }
 

@@ -12,6 +12,7 @@
 #include "proto/expert_map.grpc.pb.h"
 #include "runtime/agent/channel.h"
 #include "runtime/base/mutex.h"
+#include "runtime/base/steady_now.h"
 
 namespace portolan {
 namespace {
@@ -110,9 +111,9 @@ bool HistoryLink::Impl::stopping() const {
 }
 
 bool HistoryLink::Impl::Pause() {
-  const absl::Time end = absl::Now() + options_.retry;
+  const absl::Time end = SteadyNow() + options_.retry;
   MutexLock lock(mu_);
-  while (!stopping_ && absl::Now() < end) stop_.WaitFor(mu_, end - absl::Now());
+  while (!stopping_ && SteadyNow() < end) stop_.WaitFor(mu_, end - SteadyNow());
   return !stopping_;
 }
 
