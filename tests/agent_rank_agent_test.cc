@@ -241,6 +241,32 @@ TEST(RankAgentTest, HeldBackTextThatBecameNoStopTextComesWithTheEnd) {
   });
 }
 
+TEST(RankAgentTest, ATextOfTooManyTokensIsRefusedByItsField) {
+  WithRank([](Rank1& rank, const Model&) {
+    v1::Assign assign = Request("plain", "Once upon a time", 2);
+    const Answer plain = rank.Run(assign);
+    const uint32_t length = plain.finish.usage().prompt_tokens();
+    ASSERT_GT(length, 1u);
+    assign.set_request_id("short enough");
+    assign.set_max_prompt_tokens(length);
+    EXPECT_EQ(rank.Run(assign).tokens, plain.tokens);
+
+    assign.set_request_id("too long");
+    assign.set_max_prompt_tokens(length - 1);
+    const Answer refused = rank.Run(assign);
+
+    EXPECT_EQ(refused.finish.reason(), v1::FINISH_REASON_ERROR);
+    EXPECT_EQ(refused.finish.error().code(), 3u);  // INVALID_ARGUMENT
+    EXPECT_EQ(refused.finish.error().field(), "text");
+    EXPECT_THAT(refused.finish.error().message(),
+                HasSubstr("--max-prompt-tokens"));
+    EXPECT_THAT(refused.tokens, IsEmpty());
+    assign.set_request_id("after it");
+    assign.set_max_prompt_tokens(0);
+    EXPECT_EQ(rank.Run(assign).tokens, plain.tokens);
+  });
+}
+
 TEST(RankAgentTest, LogprobsComeWithEveryTokenAndOnlyIfAskedFor) {
   WithRank([](Rank1& rank, const Model&) {
     v1::Assign assign = Request("with", "The harbour", 4);

@@ -202,6 +202,36 @@ TEST(ExpertMapsServiceTest, BadCallsAreRefusedByField) {
   EXPECT_EQ(odd.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
   EXPECT_NE(odd.error_message().find("rows.key"), std::string::npos);
   EXPECT_EQ(other.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  for (const grpc::Status& status : {nameless, odd}) {
+    EXPECT_NE(status.error_details().find("google.rpc.BadRequest"),
+              std::string::npos)
+        << status.error_message();
+  }
+}
+
+TEST(ExpertMapsServiceTest, AFieldThatIsNotKnownIsRefusedOnBothCalls) {
+  Server server({});
+  const auto add_unknown = [](google::protobuf::Message& message) {
+    message.GetReflection()->MutableUnknownFields(&message)->AddVarint(99, 1);
+  };
+  v1::AppendExpertMapsRequest append;
+  append.mutable_store()->set_fingerprint("model");
+  add_unknown(*append.add_rows());
+  grpc::ClientContext context;
+  v1::AppendExpertMapsResponse response;
+  const grpc::Status refused =
+      server.stub().Append(&context, append, &response);
+  EXPECT_EQ(refused.error_code(), grpc::StatusCode::UNIMPLEMENTED);
+  EXPECT_NE(refused.error_message().find("rows.#99"), std::string::npos);
+
+  v1::FollowExpertMapsRequest follow;
+  follow.mutable_store()->set_fingerprint("model");
+  add_unknown(follow);
+  grpc::ClientContext follower;
+  const auto stream = server.stub().Follow(&follower, follow);
+  v1::ExpertMapUpdate update;
+  EXPECT_FALSE(stream->Read(&update));
+  EXPECT_EQ(stream->Finish().error_code(), grpc::StatusCode::UNIMPLEMENTED);
 }
 
 TEST(ExpertMapsServiceTest, WhoMayNotIsRefusedOnBothCalls) {

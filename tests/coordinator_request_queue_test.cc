@@ -486,6 +486,57 @@ TEST_F(RequestQueueTest, DrainingGivesOutNothingNew) {
   EXPECT_THAT(Schedule().assign, IsEmpty());
 }
 
+TEST_F(RequestQueueTest, ARankMayComeBackToADrainWithWhatItRuns) {
+  Attach(7, Rank());
+  queue_.Admit(Request(1), now_);
+  ASSERT_THAT(Schedule().assign, SizeIs(1));
+  queue_.Drain();
+  queue_.Disconnected(7, now_);
+
+  QueueActions out;
+  EXPECT_TRUE(
+      absl::IsUnavailable(queue_.Register(8, Rank(1, 5), now_, out).status()));
+  RankRegistration again = Rank();
+  again.held.push_back({.seq = 1, .attempt = 1, .held_from = 0});
+  const auto points = Attach(9, again);
+  ASSERT_THAT(points, SizeIs(1));
+  EXPECT_FALSE(points[0].drop);
+  EXPECT_EQ(queue_.TakeTokens(9, 1, 1, 0, 2, now_).verdict, Verdict::kTake);
+}
+
+TEST_F(RequestQueueTest, ADetachedRequestOutlivesItsCall) {
+  QueuedRequest live = Request(1);
+  live.detached = false;
+  live.deadline = now_ + absl::Seconds(1);
+  ASSERT_TRUE(queue_.Admit(live, now_).status.ok());
+  ASSERT_TRUE(queue_.Admit(Request(2), now_).status.ok());
+  queue_.WatcherCame(1);
+
+  queue_.Detach(1, absl::InfiniteFuture());
+  QueueActions out;
+  queue_.WatcherWent(1, /*owner=*/true, now_, out);
+
+  EXPECT_THAT(out.ended, IsEmpty());
+  EXPECT_THAT(TickAfter(absl::Hours(1)).ended, IsEmpty());
+  EXPECT_EQ(queue_.num_queued(), 2);
+  EXPECT_EQ(queue_.Position(2), 1) << "they wait in the same flow now";
+  Attach(7, Rank());
+  EXPECT_THAT(Schedule().assign, SizeIs(2));
+}
+
+TEST_F(RequestQueueTest, SpellingsOfOneModelShareAFlow) {
+  QueuedRequest by_name = Request(1);
+  by_name.model = "tiny";
+  by_name.label = "tiny";
+  QueuedRequest by_fingerprint = Request(2);
+  by_fingerprint.model = "f00d";
+  by_fingerprint.label = "tiny";
+  ASSERT_TRUE(queue_.Admit(by_name, now_).status.ok());
+  ASSERT_TRUE(queue_.Admit(by_fingerprint, now_).status.ok());
+
+  EXPECT_EQ(queue_.Position(2), 1);
+}
+
 // Random events, and after each one: every request is in one place.
 TEST_F(RequestQueueTest, KeepsCountUnderRandomEvents) {
   RequestQueue queue({.max_queued_requests = 20, .max_attempts = 2});

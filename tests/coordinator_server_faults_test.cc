@@ -264,6 +264,91 @@ TEST_F(CoordinatorFaultsTest, ASubmittedRequestOutlivesItsWatchers) {
   EXPECT_EQ(stream.tokens, Count(0, 1));
 }
 
+TEST_F(CoordinatorFaultsTest, ASubmitWithTheKeyOfAGenerateMakesItLast) {
+  Start();
+  std::string id;
+  {
+    Stream stream(*this, Request("key"));
+    stream.Read();
+    id = stream.id;
+    const Submitted again = Submit(Request("key"));
+    ASSERT_TRUE(again.status.ok()) << again.status.error_message();
+    EXPECT_TRUE(again.response.existed());
+    EXPECT_EQ(again.response.request_id(), id);
+  }  // the call's client goes
+  Stop();
+  Start();
+  const auto rank = AttachedRank();
+  const v1::Assign assign = rank->NextAssign();
+  EXPECT_EQ(assign.request_id(), id);
+  EXPECT_EQ(assign.timeout_ms(), 0u) << "the deadline was the call's";
+  rank->SendTokens(assign, 0, 2, v1::FINISH_REASON_STOP);
+  Stream stream(*this, id, 0);
+  stream.ReadAll();
+  EXPECT_EQ(stream.tokens, Count(0, 2));
+}
+
+TEST_F(CoordinatorFaultsTest, ADrainLetsARankComeBackWithWhatItRuns) {
+  options_.hub.queue.reattach = kTestPatience;
+  Start();
+  auto rank = AttachedRank();
+  Stream stream(*this, Request());
+  const v1::Assign assign = rank->NextAssign();
+  coordinator_->Drain();
+  rank->Break();
+  rank->Ended();
+
+  rank = NewRank();
+  ASSERT_EQ(rank->Attach(Holding(assign, 0, 2)).resume_size(), 1);
+  EXPECT_TRUE(rank->Next(Kind::kDrain).has_value());
+  rank->SendTokens(assign, 0, 2, v1::FINISH_REASON_STOP);
+  stream.ReadAll();
+
+  EXPECT_EQ(stream.tokens, Count(0, 2));
+  EXPECT_TRUE(coordinator_->WaitDrained(kTestPatience));
+}
+
+TEST_F(CoordinatorFaultsTest, APromptThatARankFoundTooLongIsABadField) {
+  options_.hub.limits.max_prompt_tokens = 5;
+  Start();
+  const auto rank = AttachedRank();
+  v1::GenerateRequest request;
+  request.set_text("many words");
+  Stream stream(*this, request);
+  const v1::Assign assign = rank->NextAssign();
+  EXPECT_EQ(assign.max_prompt_tokens(), 5u);
+  v1::RankMessage message;
+  v1::TokenDelta& delta = *message.mutable_tokens()->add_deltas();
+  delta = FakeRank::Delta(assign, 0, 0);
+  delta.mutable_finish()->set_reason(v1::FINISH_REASON_ERROR);
+  v1::Error& error = *delta.mutable_finish()->mutable_error();
+  error.set_code(3);
+  error.set_field("text");
+  error.set_message("text has 6 tokens");
+  rank->Send(message);
+  stream.ReadAll();
+
+  EXPECT_EQ(stream.status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  google::rpc::Status details;
+  ASSERT_TRUE(details.ParseFromString(stream.status.error_details()));
+  google::rpc::BadRequest bad;
+  ASSERT_TRUE(details.details(0).UnpackTo(&bad));
+  EXPECT_EQ(bad.field_violations(0).field(), "text");
+  EXPECT_EQ(Get(stream.id).state(), v1::REQUEST_STATE_FAILED);
+}
+
+TEST_F(CoordinatorFaultsTest, StatsRefuseAFieldThatIsNotKnown) {
+  Start();
+  v1::GetStatsRequest request;
+  request.GetReflection()->MutableUnknownFields(&request)->AddVarint(77, 1);
+  grpc::ClientContext context;
+  v1::Stats stats;
+  const grpc::Status status = client_->GetStats(&context, request, &stats);
+
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::UNIMPLEMENTED);
+  EXPECT_THAT(status.error_message(), HasSubstr("#77"));
+}
+
 TEST_F(CoordinatorFaultsTest, ADeadlineEndsARequestInDecode) {
   Start();
   const auto rank = AttachedRank();

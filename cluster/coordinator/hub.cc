@@ -83,6 +83,10 @@ absl::Status RequestHub::Recover(RequestStore& store) {
     }
     tracked.taken = tracked.log.tokens();
     if (tracked.log.size() > 0) tracked.last_token = now;
+    if (const auto model = FindModel(stored.queued.model);
+        model.ok() && *model != nullptr) {
+      stored.queued.label = (*model)->name();
+    }
     queue_.Restore(stored.queued, now);
     tracked.stored = std::move(stored);
   }

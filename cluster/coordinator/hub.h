@@ -173,6 +173,9 @@ class RequestHub {
   void InsertDone(int64_t seq, absl::Status status,
                   std::optional<StoredRequest> existing, Accepted reply);
   void Reject(int64_t seq, const absl::Status& status);
+  // A call came for a request that an earlier one brought; `reply` gets it.
+  void TakeUp(const Caller& caller, const std::string& id, bool detached,
+              Accepted reply);
   absl::StatusOr<StoredRequest> Compose(const Caller& caller,
                                         v1::GenerateRequest request,
                                         bool detached);

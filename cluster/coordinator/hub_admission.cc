@@ -20,6 +20,14 @@ std::string MakeRequestId(int64_t seq, uint64_t random) {
   return absl::StrFormat("r%d-%016x", seq, random);
 }
 
+// Says when, if the store could not take it for now.
+absl::Status ComeBackLater(absl::Status status) {
+  if (!absl::IsResourceExhausted(status) && !absl::IsUnavailable(status)) {
+    return status;
+  }
+  return WithRetryInfo(std::move(status), kRetryFullDisk);
+}
+
 // A detached request outlives its call, and so the deadline of that.
 absl::Time Deadline(absl::Time now, const v1::GenerateRequest& request,
                     const Caller& caller, bool detached) {
@@ -107,15 +115,7 @@ void RequestHub::Accept(const Caller& caller, v1::GenerateRequest request,
                              "' belongs to another request, ", (*found)->id)),
                          true);
           }
-          const std::string id = (*found)->id;
-          return Load(caller, id,
-                      [reply = std::move(reply)](
-                          absl::StatusOr<Tracked*> tracked) mutable {
-                        if (!tracked.ok()) {
-                          return reply(std::move(tracked).status(), true);
-                        }
-                        reply((*tracked)->stored.queued.seq, true);
-                      });
+          return TakeUp(caller, (*found)->id, detached, std::move(reply));
         }
         const auto still = watchers_.find(stream);
         if (stream != nullptr && still == watchers_.end()) return;
@@ -186,6 +186,7 @@ absl::StatusOr<StoredRequest> RequestHub::Compose(const Caller& caller,
   queued.detached = detached;
   queued.model = request.model();
   if (queued.model.empty() && model != nullptr) queued.model = model->name();
+  if (model != nullptr) queued.label = model->name();
   queued.prompt_tokens = PromptTokens(request);
   queued.max_tokens = request.params().has_max_tokens()
                           ? request.params().max_tokens()
@@ -244,15 +245,52 @@ void RequestHub::InsertDone(int64_t seq, absl::Status status,
         "idempotency_key '", tracked.stored.request.idempotency_key(),
         "' belongs to another request, ", existing->id));
   }
-  if (absl::IsResourceExhausted(status) || absl::IsUnavailable(status)) {
-    status = WithRetryInfo(std::move(status), kRetryFullDisk);
-  }
+  status = ComeBackLater(std::move(status));
+  const bool detached = tracked.stored.queued.detached;
   Reject(seq, status);
   if (!status.ok()) return reply(std::move(status), existing.has_value());
-  Load(caller, existing->id,
-       [reply = std::move(reply)](absl::StatusOr<Tracked*> found) mutable {
+  TakeUp(caller, existing->id, detached, std::move(reply));
+}
+
+// What Submit returns outlives all calls, also if Generate had brought it: at
+// once here, so that its client may go meanwhile, and on disk before the
+// answer.
+void RequestHub::TakeUp(const Caller& caller, const std::string& id,
+                        bool detached, Accepted reply) {
+  Load(caller, id,
+       [this, detached,
+        reply = std::move(reply)](absl::StatusOr<Tracked*> found) mutable {
          if (!found.ok()) return reply(std::move(found).status(), true);
-         reply((*found)->stored.queued.seq, true);
+         StoredRequest& stored = (*found)->stored;
+         const int64_t seq = stored.queued.seq;
+         if (!detached || stored.queued.detached || (*found)->ending) {
+           return reply(seq, true);
+         }
+         const absl::Time deadline =
+             Deadline(stored.created, stored.request, {}, /*detached=*/true);
+         stored.queued.detached = true;
+         stored.queued.deadline = deadline;
+         queue_.Detach(seq, deadline);
+         Write(
+             StoreThread::Durability::kDisk, /*never_fails=*/false,
+             [seq, deadline](RequestStore& store) {
+               return store.SaveDetached(seq, deadline);
+             },
+             [this, id = stored.id,
+              reply = std::move(reply)](absl::Status status) mutable {
+               if (!status.ok()) {
+                 return reply(ComeBackLater(std::move(status)), true);
+               }
+               // It may have ended, and been forgotten, meanwhile.
+               Load({.sees_all = true}, id,
+                    [reply = std::move(reply)](
+                        absl::StatusOr<Tracked*> again) mutable {
+                      if (!again.ok()) {
+                        return reply(std::move(again).status(), true);
+                      }
+                      reply((*again)->stored.queued.seq, true);
+                    });
+             });
        });
 }
 

@@ -171,6 +171,10 @@ void RequestHub::Register(Session& session, const v1::Register& message) {
     resume.set_next_offset(static_cast<uint32_t>((*points)[i].next_offset));
   }
   Send(session, std::move(answer));
+  if (!queue_.draining()) return;
+  v1::CoordinatorMessage drain;
+  drain.mutable_drain();
+  Send(session, std::move(drain));
 }
 
 void RequestHub::RememberModel(const v1::ModelIdentity& model) {
@@ -310,6 +314,8 @@ void RequestHub::SendAssign(const QueueActions::Assignment& assignment) {
   assign.set_timeout_ms(MillisecondsUntil(queued->deadline, now));
   assign.set_start_within_ms(MillisecondsUntil(assignment.start_by, now));
   assign.set_traceparent(stored.traceparent);
+  assign.set_max_prompt_tokens(static_cast<uint32_t>(
+      std::clamp<int64_t>(options_.limits.max_prompt_tokens, 0, UINT32_MAX)));
   Send(*session, std::move(message));
 }
 

@@ -15,6 +15,9 @@ absl::Status EndStatus(const v1::Finish& finish) {
   if (finish.reason() != v1::FINISH_REASON_ERROR) return absl::OkStatus();
   absl::Status status(static_cast<absl::StatusCode>(finish.error().code()),
                       finish.error().message());
+  if (!finish.error().field().empty()) {
+    status = WithBadField(std::move(status), finish.error().field());
+  }
   if (!absl::IsResourceExhausted(status)) return status;
   return WithRetryInfo(std::move(status), kRetryNoSlot);
 }

@@ -12,8 +12,8 @@ namespace {
 // A client's live calls and its submitted ones take turns, and a model without
 // a job holds up nothing else.
 std::string FlowOf(const QueuedRequest& request) {
-  return absl::StrCat(request.detached ? "submitted/" : "live/", request.model,
-                      "/", request.client);
+  return absl::StrCat(request.detached ? "submitted/" : "live/",
+                      request.model_label(), "/", request.client);
 }
 
 RequestQueue::Refusal Refuse(const std::string& why,
@@ -234,6 +234,20 @@ bool RequestQueue::Cancel(int64_t seq, absl::Status why, QueueActions& out) {
   if (!entries_.contains(seq)) return false;
   End(seq, RequestState::kCancelled, std::move(why), out);
   return true;
+}
+
+void RequestQueue::Detach(int64_t seq, absl::Time deadline) {
+  const auto it = entries_.find(seq);
+  if (it == entries_.end()) return;
+  Entry& entry = it->second;
+  QueuedRequest& request = entry.request;
+  const bool fresh = fresh_.Remove(FlowOf(request), seq);
+  request.detached = true;
+  request.deadline = deadline;
+  entry.alone_until = absl::InfiniteFuture();
+  entry.queued_until = absl::InfiniteFuture();
+  if (fresh) fresh_.Push(FlowOf(request), {seq, request.cost()});
+  SetTimer(entry);
 }
 
 void RequestQueue::WatcherCame(int64_t seq) {

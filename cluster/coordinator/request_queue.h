@@ -58,6 +58,9 @@ struct QueuedRequest {
   // Outlives its call (Submit). Else its client's streams keep it alive.
   bool detached = false;
   std::string model = {};  // name or fingerprint; empty: any
+  // The name of that model, however it was asked for: for flows and metrics.
+  // Empty: `model`. Not stored.
+  std::string label = {};
   int64_t prompt_tokens = 1;
   int64_t max_tokens = 1;
   absl::Time deadline = absl::InfiniteFuture();
@@ -72,6 +75,9 @@ struct QueuedRequest {
   int rank = -1;
   uint64_t incarnation = 0;
 
+  const std::string& model_label() const {
+    return label.empty() ? model : label;
+  }
   int64_t cost() const { return prompt_tokens + max_tokens; }
 };
 
@@ -167,6 +173,8 @@ class RequestQueue {
   void Withdraw(int64_t seq);
   // False if there is no such request (any more).
   bool Cancel(int64_t seq, absl::Status why, QueueActions& out);
+  // From now on it outlives its call. Unknown ones are ignored.
+  void Detach(int64_t seq, absl::Time deadline);
   // Streams that follow an undetached request. When the last one goes it is
   // cancelled: at once if `owner` (the Generate call itself), else after the
   // reattach time.

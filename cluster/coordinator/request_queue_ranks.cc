@@ -30,7 +30,8 @@ RequestQueue::RankState* RequestQueue::BySession(uint64_t session) {
 absl::StatusOr<std::vector<ResumePoint>> RequestQueue::Register(
     uint64_t session, const RankRegistration& registration, absl::Time now,
     QueueActions& out) {
-  if (draining_) {
+  // One that lost its stream meanwhile may still bring what it runs to an end.
+  if (draining_ && registration.held.empty()) {
     return absl::UnavailableError("the coordinator is shutting down");
   }
   if (absl::Status peers = CheckPeers(registration, now); !peers.ok()) {

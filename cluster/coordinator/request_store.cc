@@ -152,6 +152,15 @@ absl::Status RequestStore::Save(const QueuedRequest& queued) {
       int64_t{queued.rank}, static_cast<int64_t>(queued.incarnation));
 }
 
+absl::Status RequestStore::SaveDetached(int64_t seq, absl::Time deadline) {
+  return db_->Run(
+      "UPDATE requests SET detached = 1, deadline_us = nullif(?2, 0) "
+      "WHERE seq = ?1",
+      seq,
+      deadline == absl::InfiniteFuture() ? int64_t{0}
+                                         : absl::ToUnixMicros(deadline));
+}
+
 absl::Status RequestStore::SaveFirstAssignment(
     int64_t seq, absl::Time when, const v1::SamplingParams& params) {
   const std::string bytes = params.SerializeAsString();

@@ -85,6 +85,8 @@ class RequestStore {
   // State, attempt, deaths and rank; at the first assignment also its time and
   // the params. Nothing if it is not there.
   absl::Status Save(const QueuedRequest& queued);
+  // It outlives its call.
+  absl::Status SaveDetached(int64_t seq, absl::Time deadline);
   absl::Status SaveFirstAssignment(int64_t seq, absl::Time when,
                                    const v1::SamplingParams& params);
   // The tokens from delta.offset() on. Nothing if the request is not there.

@@ -9,6 +9,7 @@
 #include "absl/hash/hash.h"
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "cluster/coordinator/validation.h"
 #include "runtime/base/check.h"
 #include "runtime/base/fp16.h"
 #include "runtime/base/status_macros.h"
@@ -22,6 +23,10 @@ constexpr size_t kMaxMapBytes = 1 << 20;
 constexpr size_t kRedundant = 8;
 // What one more row takes off the usefulness of all: old merit fades.
 constexpr float kFading = 0.999f;
+
+absl::Status Invalid(std::string_view field, const std::string& what) {
+  return FieldError(absl::StatusCode::kInvalidArgument, field, what);
+}
 
 uint64_t HashOf(std::string_view key, std::string_view map) {
   // Lives in memory only, so that a hash seeded by the process will do.
@@ -46,9 +51,10 @@ absl::StatusOr<std::vector<float>> SharedMaps::ParseKey(
     std::string_view key) const {
   if (key.empty() || key.size() % sizeof(Fp16) != 0 ||
       key.size() > kMaxKeyBytes) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("rows.key: ", key.size(),
-                     " bytes; wanted an even number, 2 .. ", kMaxKeyBytes));
+    return Invalid("rows.key", absl::StrCat("has ", key.size(),
+                                            " bytes; it must be an even "
+                                            "number, 2 .. ",
+                                            kMaxKeyBytes));
   }
   std::vector<float> direction(key.size() / sizeof(Fp16));
   double square = 0;
@@ -59,14 +65,14 @@ absl::StatusOr<std::vector<float>> SharedMaps::ParseKey(
     square += double{direction[i]} * direction[i];
   }
   if (!std::isfinite(square)) {
-    return absl::InvalidArgumentError("rows.key: a number is not finite");
+    return Invalid("rows.key", "has a number that is not finite");
   }
   if (!rows_.empty() &&
       direction.size() != rows_.begin()->second.direction.size()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("rows.key: ", direction.size(),
-                     " numbers; the rows of this store have ",
-                     rows_.begin()->second.direction.size()));
+    return Invalid("rows.key",
+                   absl::StrCat("has ", direction.size(),
+                                " numbers; the rows of this store have ",
+                                rows_.begin()->second.direction.size()));
   }
   const auto scale = static_cast<float>(square > 0 ? 1 / std::sqrt(square) : 0);
   for (float& value : direction) value *= scale;
@@ -88,12 +94,13 @@ absl::StatusOr<SharedMaps::Change> SharedMaps::Append(
   for (const NewRow& row : rows) {
     PORTOLAN_ASSIGN_OR_RETURN(std::vector<float> direction, ParseKey(row.key));
     if (row.map.size() > kMaxMapBytes) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          "rows.map: ", row.map.size(), " bytes; at most ", kMaxMapBytes));
+      return Invalid("rows.map",
+                     absl::StrCat("has ", row.map.size(), " bytes; at most ",
+                                  kMaxMapBytes, " are taken"));
     }
     if (!newcomers.empty() &&
         direction.size() != newcomers.front().direction.size()) {
-      return absl::InvalidArgumentError("rows.key: keys of different lengths");
+      return Invalid("rows.key", "has not the length of the keys before it");
     }
     newcomers.push_back(
         {{.key = std::string(row.key), .map = std::string(row.map)},

@@ -49,7 +49,8 @@ constexpr absl::Duration kTellDeniedAgain = absl::Minutes(1);
 constexpr size_t kMaxDeniedAddresses = 1000;
 
 std::string ModelOf(const StoredRequest& request) {
-  return request.queued.model.empty() ? "unknown" : request.queued.model;
+  const std::string& name = request.queued.model_label();
+  return name.empty() ? "unknown" : name;
 }
 
 std::string Dump(const Json& json) {
@@ -126,6 +127,10 @@ void Telemetry::Accepted(const StoredRequest& request) {
   Histogram("portolan_request_params_max_tokens", "max_tokens of requests",
             ModelOf(request), CountBuckets())
       .Observe(static_cast<double>(request.queued.max_tokens));
+  Histogram("portolan_request_params_n", "n of requests", ModelOf(request),
+            CountBuckets())
+      .Observe(request.request.params().has_n() ? request.request.params().n()
+                                                : 1);
 }
 
 void Telemetry::Rejected(std::string_view client, std::string_view x_request_id,

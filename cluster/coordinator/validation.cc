@@ -222,6 +222,15 @@ absl::Status FieldError(absl::StatusCode code, std::string_view field,
   return status;
 }
 
+absl::Status WithBadField(absl::Status status, std::string_view field) {
+  google::rpc::BadRequest details;
+  auto* violation = details.add_field_violations();
+  violation->set_field(std::string(field));
+  violation->set_description(std::string(status.message()));
+  status.SetPayload(kBadRequest, absl::Cord(details.SerializeAsString()));
+  return status;
+}
+
 absl::Status WithRetryInfo(absl::Status status, absl::Duration delay) {
   google::rpc::RetryInfo info;
   info.mutable_retry_delay()->set_seconds(absl::ToInt64Seconds(delay));

@@ -50,6 +50,8 @@ int64_t PromptTokens(const v1::GenerateRequest& request);
 // `code` with a message "FIELD WHAT", and the BadRequest.
 absl::Status FieldError(absl::StatusCode code, std::string_view field,
                         std::string_view what);
+// A google.rpc.BadRequest that says which field the message is about.
+absl::Status WithBadField(absl::Status status, std::string_view field);
 // A google.rpc.RetryInfo that travels with the status.
 absl::Status WithRetryInfo(absl::Status status, absl::Duration delay);
 // Its delay; zero if there is none.

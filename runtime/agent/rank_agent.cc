@@ -3,10 +3,11 @@
 #include <algorithm>
 #include <utility>
 
+#include "absl/strings/cord.h"
 #include "absl/strings/str_cat.h"
-#include "absl/time/clock.h"
 #include "runtime/agent/wire.h"
 #include "runtime/base/status_macros.h"
+#include "runtime/base/steady_now.h"
 
 namespace portolan {
 namespace {
@@ -16,6 +17,25 @@ constexpr absl::Duration kLook = absl::Milliseconds(100);
 // After the grace, for the coordinator to take the ends of requests.
 constexpr absl::Duration kLastWords = absl::Seconds(2);
 constexpr absl::Duration kMeasureEvery = absl::Seconds(1);
+// Of a status: the field of the request that is wrong.
+constexpr char kFieldPayload[] = "portolan.field";
+
+absl::Status WithField(absl::Status status, absl::string_view field) {
+  status.SetPayload(kFieldPayload, absl::Cord(field));
+  return status;
+}
+
+// What the coordinator cannot tell of a text.
+absl::Status CheckPrompt(const v1::Assign& assign, size_t num_tokens) {
+  const uint32_t most = assign.max_prompt_tokens();
+  if (!assign.has_text() || most == 0 || num_tokens <= most) {
+    return absl::OkStatus();
+  }
+  return WithField(absl::InvalidArgumentError(absl::StrCat(
+                       "text has ", num_tokens, " tokens; at most ", most,
+                       " are taken (--max-prompt-tokens)")),
+                   "text");
+}
 
 }  // namespace
 
@@ -31,7 +51,7 @@ absl::Status RankAgent::Poll(Engine& engine) {
   {
     MutexLock lock(mu_);
     PORTOLAN_RETURN_IF_ERROR(failure_);
-    work = protocol_.TakeEngineWork(absl::Now());
+    work = protocol_.TakeEngineWork(SteadyNow());
     was_paused_ = protocol_.paused();
     woken_ = false;
   }
@@ -67,7 +87,11 @@ void RankAgent::Assign(Engine& engine, AgentProtocol::Assignment assignment) {
   absl::Status admitted = Admit(engine, assignment.id, assignment.request);
   if (!admitted.ok()) {
     outputs_.erase(assignment.id);
-    End(assignment.id, ErrorFinish(admitted));
+    v1::Finish finish = ErrorFinish(admitted);
+    if (const auto field = admitted.GetPayload(kFieldPayload)) {
+      finish.mutable_error()->set_field(std::string(*field));
+    }
+    End(assignment.id, std::move(finish));
   }
 }
 
@@ -76,7 +100,10 @@ absl::Status RankAgent::Admit(Engine& engine, int64_t id,
   TextRequest text = FromAssign(assign);
   PORTOLAN_ASSIGN_OR_RETURN(Request request,
                             MakeRequest(text, options_.model, id));
-  PORTOLAN_RETURN_IF_ERROR(CheckSize(request));
+  PORTOLAN_RETURN_IF_ERROR(CheckPrompt(assign, request.prompt.size()));
+  if (absl::Status fits = CheckSize(request); !fits.ok()) {
+    return WithField(std::move(fits), "params.max_tokens");
+  }
   Output& output = outputs_[id];
   output.prompt_tokens = static_cast<int64_t>(request.prompt.size());
   bool stopped = false;
@@ -171,7 +198,7 @@ absl::Status RankAgent::WaitForWork() {
   Notify();  // what the last step gave
   while (true) {
     LookAtTerminations();
-    const absl::Time now = absl::Now();
+    const absl::Time now = SteadyNow();
     if (MayHaveWork(now)) return absl::OkStatus();
     absl::Time until = now + kLook;
     {
@@ -200,7 +227,7 @@ void RankAgent::LookAtTerminations() {
     wanted |= drain_wanted_;
   }
   if (wanted) BeginDrain();
-  if (drain_until_) FollowDrain(absl::Now());
+  if (drain_until_) FollowDrain(SteadyNow());
 }
 
 void RankAgent::FollowDrain(absl::Time now) {
@@ -216,7 +243,7 @@ void RankAgent::FollowDrain(absl::Time now) {
 
 void RankAgent::BeginDrain() {
   if (drain_until_) return;
-  drain_until_ = absl::Now() + options_.grace;
+  drain_until_ = SteadyNow() + options_.grace;
   {
     MutexLock lock(mu_);
     protocol_.Drain();
@@ -234,7 +261,7 @@ void RankAgent::TakeRoom(const Engine& engine) {
       .kv_tokens = static_cast<uint64_t>(room.kv_tokens),
       .running = static_cast<uint32_t>(engine.num_running()),
       .waiting = static_cast<uint32_t>(engine.num_waiting())};
-  if (absl::Now() >= measure_at_) TakeMetrics(engine);
+  if (SteadyNow() >= measure_at_) TakeMetrics(engine);
   {
     MutexLock lock(mu_);
     protocol_.SetRoom(told);
@@ -243,7 +270,7 @@ void RankAgent::TakeRoom(const Engine& engine) {
 }
 
 void RankAgent::TakeMetrics(const Engine& engine) {
-  measure_at_ = absl::Now() + kMeasureEvery;
+  measure_at_ = SteadyNow() + kMeasureEvery;
   float coldness = 0;
   v1::RankMetrics metrics = Measure(engine, coldness);
   MutexLock lock(mu_);
@@ -257,9 +284,6 @@ v1::RankMetrics RankAgent::Measure(const Engine& engine,
   const auto unsigned_of = [](int64_t value) {
     return static_cast<uint64_t>(value);
   };
-  metrics.set_prompt_tokens(
-      unsigned_of(counters.prompt_tokens - counters.prefix_hits));
-  metrics.set_generated_tokens(unsigned_of(counters.generated_tokens));
   metrics.set_prefix_cache_queries(unsigned_of(counters.prefix_queries));
   metrics.set_prefix_cache_hits(unsigned_of(counters.prefix_hits));
   metrics.set_preemptions(unsigned_of(counters.preemptions));
@@ -270,7 +294,7 @@ v1::RankMetrics RankAgent::Measure(const Engine& engine,
 
 v1::RankMessage RankAgent::Connect() {
   MutexLock lock(mu_);
-  return protocol_.Connect(absl::Now());
+  return protocol_.Connect(SteadyNow());
 }
 
 void RankAgent::Disconnect() {
@@ -282,7 +306,7 @@ absl::Status RankAgent::Receive(const v1::CoordinatorMessage& message) {
   bool wake = message.has_wake();
   {
     MutexLock lock(mu_);
-    const absl::Time now = absl::Now();
+    const absl::Time now = SteadyNow();
     const bool was_paused = protocol_.paused();
     const bool had_requests = protocol_.num_requests() > 0;
     PORTOLAN_RETURN_IF_ERROR(protocol_.Receive(message, now));
@@ -302,7 +326,7 @@ absl::Status RankAgent::Receive(const v1::CoordinatorMessage& message) {
 
 std::optional<v1::RankMessage> RankAgent::NextMessage() {
   MutexLock lock(mu_);
-  return protocol_.NextMessage(absl::Now());
+  return protocol_.NextMessage(SteadyNow());
 }
 
 absl::Time RankAgent::next_message_due() const {

@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "cluster/coordinator/server/grpc_status.h"
+#include "cluster/coordinator/validation.h"
 #include "runtime/base/status_macros.h"
 
 namespace portolan {
@@ -19,14 +20,17 @@ constexpr size_t kMessageBytes = 1 << 20;
 // was perhaps seen by followers, under versions that must not come again.
 constexpr uint64_t kVersionsPerLife = uint64_t{1} << 32;
 
-grpc::Status CheckKey(const v1::ExpertMapKey& key) {
-  if (key.fingerprint().empty() ||
-      key.fingerprint().size() > kMaxFingerprintBytes) {
-    return {grpc::StatusCode::INVALID_ARGUMENT,
-            absl::StrCat("store.fingerprint: wanted 1 .. ",
-                         kMaxFingerprintBytes, " bytes")};
+template <typename Request>
+grpc::Status Check(const Request& request) {
+  if (absl::Status known = CheckUnknownFields(request); !known.ok()) {
+    return ToGrpc(known);
   }
-  return grpc::Status::OK;
+  const size_t bytes = request.store().fingerprint().size();
+  if (bytes >= 1 && bytes <= kMaxFingerprintBytes) return grpc::Status::OK;
+  return ToGrpc(
+      FieldError(absl::StatusCode::kInvalidArgument, "store.fingerprint",
+                 absl::StrCat("has ", bytes, " bytes; it must be 1 .. ",
+                              kMaxFingerprintBytes)));
 }
 
 SharedMapsKey KeyOf(const v1::ExpertMapKey& key) {
@@ -244,7 +248,7 @@ grpc::ServerUnaryReactor* ExpertMapsService::Append(
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
   std::vector<Follower*> woken;
   grpc::Status status = authorize_ ? authorize_(*context) : grpc::Status::OK;
-  if (status.ok()) status = CheckKey(request->store());
+  if (status.ok()) status = Check(*request);
   if (status.ok()) status = Take(*request, *response, woken);
   for (Follower* follower : woken) follower->Write();
   reactor->Finish(status);
@@ -327,7 +331,7 @@ grpc::ServerWriteReactor<v1::ExpertMapUpdate>* ExpertMapsService::Follow(
   const SharedMapsKey key = KeyOf(request->store());
   auto* const follower = new Follower(*this, key, request->from_version());
   grpc::Status status = authorize_ ? authorize_(*context) : grpc::Status::OK;
-  if (status.ok()) status = CheckKey(request->store());
+  if (status.ok()) status = Check(*request);
   bool write = false;
   {
     MutexLock lock(mu_);

@@ -8,6 +8,7 @@
 #include "cluster/coordinator/server/caller.h"
 #include "cluster/coordinator/server/grpc_status.h"
 #include "cluster/coordinator/server/services.h"
+#include "cluster/coordinator/validation.h"
 #include "proto/inference.grpc.pb.h"
 
 namespace portolan {
@@ -100,19 +101,21 @@ class InferenceService final : public v1::Inference::CallbackService {
     return Unary(&RequestHub::Cancel, context, request, response);
   }
   grpc::ServerUnaryReactor* GetStats(CallbackServerContext* context,
-                                     const v1::GetStatsRequest*,
+                                     const v1::GetStatsRequest* request,
                                      v1::Stats* response) override {
     grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
     auto reply = ReplyTo(context, reactor, response);
     const auto caller = gate_.Enter(*context, ServiceKind::kInference);
-    if (caller.ok()) {
+    const absl::Status known =
+        caller.ok() ? CheckUnknownFields(*request) : caller.status();
+    if (known.ok()) {
       hub_.GetStats([this, reply = std::move(reply)](
                         absl::StatusOr<v1::Stats> stats) mutable {
         if (stats.ok()) complete_stats_(*stats);
         reply(std::move(stats));
       });
     } else {
-      reply(caller.status());
+      reply(known);
     }
     return reactor;
   }
