@@ -48,13 +48,20 @@ class WorkerSecurityTest(unittest.TestCase):
         self.addCleanup(coordinator.stop)
         return coordinator
 
+    def client(self, address, **options):
+        """With a certificate of its own, which counts where there are no
+        tokens."""
+        certificate, key = self.authority.issue("client")
+        return service.client(
+            address, tls_ca=self.authority.certificate.read_bytes(),
+            tls_cert=certificate.read_bytes(), tls_key=key.read_bytes(),
+            **options)
+
     def assert_serves(self, coordinator, *flags, token=None):
         job = service.Job(BUILD, self.directory, coordinator.address, *flags,
                           "--expert-memory", "50%", "--policy", "fmoe")
         self.addCleanup(job.stop)
-        with service.client(
-                coordinator.address, token=token,
-                tls_ca=self.authority.certificate.read_bytes()) as client:
+        with self.client(coordinator.address, token=token) as client:
             service.wait_for_ranks(client, 2, job)
             result = client.generate("Once upon a time", max_tokens=8,
                                      temperature=0, ignore_eos=True)
@@ -134,9 +141,7 @@ class WorkerSecurityTest(unittest.TestCase):
                 BUILD, directory, "--tls-cert", self.certificate, "--tls-key",
                 self.key, *rules)
             self.addCleanup(job.stop)
-            with service.client(
-                    job.address, token=CLIENT_TOKEN,
-                    tls_ca=self.authority.certificate.read_bytes()) as client:
+            with self.client(job.address, token=CLIENT_TOKEN) as client:
                 service.wait_for_ranks(client, 2, job)
                 result = client.generate("Once upon a time", max_tokens=4,
                                          ignore_eos=True)
