@@ -113,6 +113,7 @@ int32_t SequencesLearntBy(int ranks) {
         return run;
       });
   EXPECT_TRUE(status.ok()) << status;
+  std::filesystem::remove(options.history_file);
   return learnt;
 }
 
