@@ -142,7 +142,9 @@ absl::Status History::Parse(std::string_view text) {
   constexpr size_t kSum = sizeof(uint64_t);
   if (!text.starts_with(kMagic) || text.size() < kMagic.size() + kSum) {
     return absl::DataLossError(
-        "not a history of this version (PTLHIST1): remove it, it is rebuilt");
+        "not a history of this version (PTLHIST1): name another file, or "
+        "remove "
+        "it, it is rebuilt");
   }
   ByteReader sum(bytes.last(kSum));
   if (sum.Get<uint64_t>() != Hash64(bytes.first(bytes.size() - kSum))) {

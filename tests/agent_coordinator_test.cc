@@ -20,18 +20,6 @@ namespace {
 using ::testing::IsEmpty;
 using ::testing::SizeIs;
 
-// Passes on to a sink that is made later.
-class Relay : public TokenSink {
- public:
-  bool OnToken(int64_t id, const GeneratedToken& token) override {
-    return sink->OnToken(id, token);
-  }
-  void OnFinish(int64_t id, const SequenceEnd& end) override {
-    sink->OnFinish(id, end);
-  }
-  TokenSink* sink = nullptr;
-};
-
 // The step loop, one step at a time.
 class Stepper {
  public:

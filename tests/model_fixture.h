@@ -59,6 +59,18 @@ class NoSink : public TokenSink {
   void OnFinish(int64_t, const SequenceEnd&) override {}
 };
 
+// Passes on to a sink that is made later.
+class Relay : public TokenSink {
+ public:
+  bool OnToken(int64_t id, const GeneratedToken& token) override {
+    return sink->OnToken(id, token);
+  }
+  void OnFinish(int64_t id, const SequenceEnd& end) override {
+    sink->OnFinish(id, end);
+  }
+  TokenSink* sink = nullptr;
+};
+
 // One sequence through the forward pass of a rank, chunk by chunk; every rank
 // of the world must drive the same number of chunks.
 class SequenceRunner {

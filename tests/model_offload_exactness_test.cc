@@ -118,6 +118,16 @@ class BatchRunner {
   RankRuntime& rank_;
 };
 
+// All sequences after each other, on a single rank.
+absl::Status RunOneByOne(RankRuntime& rank, Outcomes& outcomes) {
+  BatchRunner runner(rank);
+  for (int id = 0; id < kSequences; ++id) {
+    auto s = runner.Run({id}, std::ssize(PromptOf(id)), 1, outcomes);
+    if (!s.ok()) return s;
+  }
+  return absl::OkStatus();
+}
+
 // All sequences, `batch` at a time, dealt out to the ranks in turn. At batch 1
 // the first three only: enough for every rank to have one, and to have none.
 // Adds the bytes that were read ahead to `prefetched`.
@@ -182,12 +192,8 @@ std::string TaughtHistory() {
             NoSink sink;
             auto rank = RankRuntime::Create(options, model, transport, sink);
             if (!rank.ok()) return rank.status();
-            BatchRunner runner(**rank);
             Outcomes outcomes;
-            for (int id = 0; id < kSequences; ++id) {
-              auto s = runner.Run({id}, std::ssize(PromptOf(id)), 1, outcomes);
-              if (!s.ok()) return s;
-            }
+            if (auto s = RunOneByOne(**rank, outcomes); !s.ok()) return s;
             return (*rank)->SaveHistory();
           });
         });
@@ -210,13 +216,7 @@ class OffloadExactnessTest
               NoSink sink;
               auto rank = RankRuntime::Create(options, model, transport, sink);
               if (!rank.ok()) return rank.status();
-              BatchRunner runner(**rank);
-              for (int id = 0; id < kSequences; ++id) {
-                auto s =
-                    runner.Run({id}, std::ssize(PromptOf(id)), 1, *outcomes);
-                if (!s.ok()) return s;
-              }
-              return absl::OkStatus();
+              return RunOneByOne(**rank, *outcomes);
             });
           });
       EXPECT_TRUE(status.ok()) << status;
