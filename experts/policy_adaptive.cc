@@ -81,9 +81,6 @@ class AdaptivePolicy final : public CachePolicy {
   // of its next visits costs over the probability that it is used by then, at
   // the best of these visits.
   float NextUse(ExpertId id) const;
-  double LeastRecentUse(ExpertId id) const {
-    return -static_cast<double>(uses_.last_use(id));
-  }
 
   // In loads: what a speculative read saves if it is used, and costs if not.
   struct Price {
@@ -101,7 +98,7 @@ class AdaptivePolicy final : public CachePolicy {
   UseRates rates_;
   UseClock uses_;
   IdleTimes idle_;
-  ShadowCache lru_shadow_;
+  LruShadow lru_shadow_;
   ShadowCache own_shadow_;
   std::vector<float> this_step_;  // by Index(): P(needed), of hinted layers
   std::vector<float> next_step_;
@@ -172,11 +169,7 @@ void AdaptivePolicy::OnEvicted(ExpertId id, absl::Time /*now*/) {
 
 void AdaptivePolicy::Guard(int32_t layer, std::span<const ExpertNeed> needs) {
   ++visits_;
-  // Its last use is now, whether or not it was held: touch first.
-  lru_misses_ = kGuardMemory * lru_misses_ +
-                lru_shadow_.Visit(layer, needs, [this](ExpertId id) {
-                  return LeastRecentUse(id);
-                });
+  lru_misses_ = kGuardMemory * lru_misses_ + lru_shadow_.Visit(layer, needs);
   own_misses_ = kGuardMemory * own_misses_ +
                 own_shadow_.Visit(layer, needs, [this](ExpertId id) -> double {
                   return NextUse(id);

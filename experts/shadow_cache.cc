@@ -47,4 +47,12 @@ size_t ShadowCache::Farthest(absl::FunctionRef<double(ExpertId)> next_use,
   return farthest;
 }
 
+int32_t LruShadow::Visit(int32_t layer, std::span<const ExpertNeed> needs) {
+  // All that a layer needs is as fresh as can be before anything is given up.
+  for (const ExpertNeed& need : needs) uses_.Touch({layer, need.expert});
+  return cache_.Visit(layer, needs, [this](ExpertId id) {
+    return -static_cast<double>(uses_.last_use(id));
+  });
+}
+
 }  // namespace portolan

@@ -7,6 +7,7 @@
 
 #include "absl/functional/function_ref.h"
 #include "experts/policy.h"
+#include "experts/use_clock.h"
 
 namespace portolan {
 
@@ -32,6 +33,21 @@ class ShadowCache {
   std::vector<ExpertId> tags_;
   std::vector<bool> held_;         // by Index()
   std::vector<ExpertId> missing_;  // scratch
+};
+
+// What a demand-only cache under LRU would hold. It keeps uses of its own, for
+// those of a cache that reads ahead count arrivals as well. Thread-compatible,
+// no allocation after construction.
+class LruShadow {
+ public:
+  explicit LruShadow(const PolicyShape& shape) : uses_(shape), cache_(shape) {}
+
+  // A layer needs `needs`. Returns the misses.
+  int32_t Visit(int32_t layer, std::span<const ExpertNeed> needs);
+
+ private:
+  UseClock uses_;
+  ShadowCache cache_;
 };
 
 }  // namespace portolan

@@ -387,6 +387,42 @@ TEST(ShadowCacheTest, ALayerTakesTheSlotsOfItsOwnComputedExperts) {
   EXPECT_EQ(CyclicMisses(8, 6, 10, next_use), 10 * (kLayers * 6 - 8));
 }
 
+TEST(LruShadowTest, MissesWhatLruMissesWhateverTheStepsNeed) {
+  for (const int32_t slots : {4, 8, 16}) {
+    for (const int32_t per_layer : {1, 2, 5}) {
+      const PolicyShape shape = Shape(slots);
+      SimulatedCache cache(shape, MakePolicy("lru", shape, {}, nullptr),
+                           *ParseLinkSpec("1GB/s,50us"), 100000);
+      LruShadow shadow(shape);
+      std::mt19937 random(static_cast<unsigned>(slots + per_layer));
+      // Some experts are needed more often than others.
+      std::geometric_distribution<int32_t> popular(0.3);
+      int64_t misses = 0;
+      for (int step = 0; step < 300; ++step) {
+        cache.driver().BeginStep(per_layer, cache.now());
+        for (int32_t layer = 0; layer < kLayers; ++layer) {
+          std::set<int32_t> chosen;
+          while (std::ssize(chosen) < per_layer) {
+            chosen.insert(popular(random) % kExperts);
+          }
+          std::vector<ExpertNeed> needs;
+          for (const int32_t expert : chosen) {
+            needs.push_back({.expert = expert, .num_rows = 1});
+          }
+          misses += shadow.Visit(layer, needs);
+          cache.Compute(layer, needs, absl::Microseconds(10));
+        }
+      }
+      const ExpertMetrics metrics = cache.driver().metrics();
+
+      EXPECT_NEAR(static_cast<double>(misses),
+                  static_cast<double>(metrics.misses + metrics.late),
+                  0.01 * static_cast<double>(metrics.misses))
+          << slots << " slots, " << per_layer << " experts a layer";
+    }
+  }
+}
+
 // Hits over needs of steps that need `per_layer` experts of each layer.
 double HitRateOfBatches(std::string_view policy, int32_t num_slots,
                         int32_t per_layer) {
