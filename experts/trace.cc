@@ -59,13 +59,25 @@ void Encode(const TraceHeader& header, ByteWriter& out) {
   out.PutString(header.policy);
 }
 
+// Of a part of a step, or of a link: what is longer was not measured, and times
+// of a replay stay finite.
+constexpr double kMaxSeconds = 1e6;
+
+bool IsTime(double seconds) { return seconds >= 0 && seconds <= kMaxSeconds; }
+
+// 0: not throttled.
+bool IsBandwidth(double bytes_per_second) {
+  return bytes_per_second == 0 ||
+         (bytes_per_second >= 1 && std::isfinite(bytes_per_second));
+}
+
 bool IsSane(const TraceHeader& h) {
   return h.num_layers > 0 && h.num_layers <= kMaxLayers && h.num_experts > 0 &&
          h.num_experts <= kMaxExperts && h.top_k > 0 &&
          h.top_k <= h.num_experts && h.hidden >= 0 && h.hidden <= kMaxHidden &&
          h.lookahead >= 0 && h.lookahead <= 2 && h.num_ranks > 0 &&
          h.expert_bytes > 0 && h.expert_memory_bytes >= 0 &&
-         h.link_bytes_per_second >= 0 && h.link_latency_s >= 0;
+         IsBandwidth(h.link_bytes_per_second) && IsTime(h.link_latency_s);
 }
 
 absl::StatusOr<TraceHeader> DecodeHeader(ByteReader in) {
@@ -143,8 +155,6 @@ TraceLayer DecodeLayer(const TraceHeader& header, int32_t index,
   layer.weights = in.GetArray<Fp16>(choices);
   return layer;
 }
-
-bool IsTime(float seconds) { return std::isfinite(seconds) && seconds >= 0; }
 
 bool IsSane(const TraceHeader& header, const TraceStep& step) {
   int64_t tokens = 0;

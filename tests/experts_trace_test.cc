@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 #include <sys/resource.h>
 
+#include <cmath>
 #include <csignal>
 #include <fstream>
 #include <string>
@@ -164,6 +165,18 @@ TEST(TraceTest, RecordingEndsAtTheFirstErrorAndLaterStepsAreDropped) {
   const auto read = ReadTrace(path);
   ASSERT_TRUE(read.ok());
   EXPECT_EQ(read->steps.size(), 1u);
+}
+
+// Endless computing would put the times of a replay out of range.
+TEST(TraceTest, ATimeThatNobodyMeasuredIsDamage) {
+  for (const float seconds : {-1.0f, 1e30f, std::nanf("")}) {
+    Trace written = SyntheticTrace({.num_steps = 2, .vocab = 2});
+    written.steps[1].layers[0].gate_s = seconds;
+
+    const auto read = ReadTrace(WriteTrace(written, "times"));
+
+    EXPECT_TRUE(absl::IsDataLoss(read.status())) << seconds;
+  }
 }
 
 TEST(TraceTest, NamesWhatIsNoTrace) {
