@@ -115,7 +115,6 @@ ExpertCache::ExpertCache(const Options& options, const PolicyShape& shape,
               .speculative_depth = source_->speculative_depth(),
               .max_attempts = options.max_attempts}),
       failures_(shape.num_ids()),
-      not_speculated_(shape.num_ids(), false),
       load_started_(static_cast<size_t>(shape.num_slots)),
       service_seconds_(static_cast<double>(options.slot_bytes) /
                        kFirstGuessBytesPerSecond) {
@@ -183,7 +182,7 @@ void ExpertCache::OnHints(int32_t layer, int32_t distance,
 void ExpertCache::ReadAhead() {
   MutexLock lock(mu_);
   hints_wait_ = false;
-  Speculate();
+  StartReads();
 }
 
 absl::Status ExpertCache::Visit(
@@ -219,6 +218,7 @@ void ExpertCache::BeginWork(Work& work) {
     work.pending.push_back(static_cast<int32_t>(need));
     work.seen_failures.push_back(failures_[shape_.Index(id)].count);
   }
+  active_work_.push_back(&work);
 }
 
 // Leases what is ready, waiting if nothing is; starts loads for the rest first,
@@ -228,9 +228,8 @@ absl::Status ExpertCache::NextGroup(Work& work) {
   while (true) {
     PORTOLAN_RETURN_IF_ERROR(FailureOf(work));
     LeaseReady(work);
-    DemandPending(work);
     hints_wait_ = false;
-    Speculate();
+    StartReads();
     if (!work.group.empty()) return absl::OkStatus();
     const ProfileScope zone(options_.profile, Zone::kExpertWait, work.layer);
     const absl::Time from = options_.clock();
@@ -264,23 +263,35 @@ void ExpertCache::LeaseReady(Work& work) {
   work.pending.resize(num_left);
 }
 
-void ExpertCache::DemandPending(Work& work) {
+bool ExpertCache::StartReads() {
+  bool any = false;
+  bool all_demanded = true;
+  for (const Work* work : active_work_) all_demanded &= Demand(*work, any);
+  if (all_demanded) any |= Speculate();
+  if (any) WakeLoader();
+  return any;
+}
+
+bool ExpertCache::Demand(const Work& work, bool& any) {
+  // What has failed is not read again for who is yet to be told.
+  if (!FailureOf(work).ok()) return false;
   const int32_t most =
       source_->link() ? kDemandAheadOfLink : source_->queue_depth() + 1;
-  bool any = false;
   for (const int32_t need : work.pending) {
     const ExpertId id = work.IdOf(need);
     if (const std::optional<int32_t> slot = table_.Find(id)) {
-      any |= queue_.Promote(*slot);
+      if (table_.state(*slot) == SlotTable::State::kReading) {
+        any |= queue_.Promote(*slot);
+      }
     } else {
       // A slot claimed before the source can fill it is one that nothing uses.
-      if (queue_.num_loads() - queue_.num_speculative() >= most) break;
-      if (!MakeRoom(id)) break;
+      if (queue_.num_loads() - queue_.num_speculative() >= most) return false;
+      if (!MakeRoom(id)) return false;
       StartLoad(id, ReadClass::kDemand);
       any = true;
     }
   }
-  if (any) WakeLoader();
+  return true;
 }
 
 void ExpertCache::ReleaseGroup(Work& work) {
@@ -301,8 +312,9 @@ void ExpertCache::EndWork(Work& work) {
     MutexLock lock(mu_);
     for (const int32_t need : work.pending) table_.DropWish(work.IdOf(need));
     driver_.EndLayer(work.layer, work.stall, options_.clock());
+    std::erase(active_work_, &work);
     hints_wait_ = false;
-    Speculate();
+    StartReads();
   }
   if (!work.pending.empty()) changed_.NotifyAll();
 }
@@ -347,12 +359,11 @@ bool ExpertCache::Speculate() {
     table_.ListEvictable(evictable_);
     const std::optional<Prefetch> prefetch = driver_.NextPrefetch(
         evictable_, table_.num_free() > 0, Link(), options_.clock());
-    if (!prefetch || not_speculated_[shape_.Index(prefetch->id)]) break;
+    if (!prefetch) break;
     if (prefetch->victim) Evict(*prefetch->victim);
     StartLoad(prefetch->id, ReadClass::kSpeculative);
     any = true;
   }
-  if (any) WakeLoader();
   return any;
 }
 
@@ -367,10 +378,6 @@ LinkState ExpertCache::Link() const {
   }
   state.chunk_bytes =
       shape_.expert_bytes / source_->NumChunks(shape_.owned.front());
-  state.free_at = options_.clock();
-  if (queue_.under_way() > 0) {
-    state.free_at += queue_.num_loads() * state.LoadTime(shape_.expert_bytes);
-  }
   return state;
 }
 

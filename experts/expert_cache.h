@@ -125,7 +125,6 @@ class ExpertCache final : public ExpertProvider {
   absl::Status FailureOf(const Work& work) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void LeaseReady(Work& work) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  void DemandPending(Work& work) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void ReleaseGroup(Work& work) ABSL_LOCKS_EXCLUDED(mu_);
   void EndWork(Work& work) ABSL_LOCKS_EXCLUDED(mu_);
 
@@ -137,7 +136,12 @@ class ExpertCache final : public ExpertProvider {
   // Frees a slot for a demand load of `incoming`; false if all are held.
   bool MakeRoom(ExpertId incoming) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Evict(ExpertId victim) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  // Whether anything was started.
+  // Starts reads: of what a Visit() waits for, also while its group is
+  // computed, and once all of that is on its way, of what the policy wants to
+  // read ahead. Whether there was any to start.
+  bool StartReads() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Whether nothing that the work waits for is left to be started.
+  bool Demand(const Work& work, bool& any) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   bool Speculate() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   LinkState Link() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void WakeLoader() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -165,10 +169,10 @@ class ExpertCache final : public ExpertProvider {
   PolicyDriver driver_ ABSL_GUARDED_BY(mu_);
   SlotTable table_ ABSL_GUARDED_BY(mu_);
   LoadQueue queue_ ABSL_GUARDED_BY(mu_);
-  std::vector<Failure> failures_ ABSL_GUARDED_BY(mu_);     // by Index()
-  std::vector<bool> not_speculated_ ABSL_GUARDED_BY(mu_);  // by Index()
-  std::vector<ExpertId> evictable_ ABSL_GUARDED_BY(mu_);   // scratch
+  std::vector<Failure> failures_ ABSL_GUARDED_BY(mu_);    // by Index()
+  std::vector<ExpertId> evictable_ ABSL_GUARDED_BY(mu_);  // scratch
   std::vector<std::unique_ptr<Work>> idle_work_ ABSL_GUARDED_BY(mu_);
+  std::vector<Work*> active_work_ ABSL_GUARDED_BY(mu_);
   Counters counters_ ABSL_GUARDED_BY(mu_);
   int64_t start_bytes_ ABSL_GUARDED_BY(mu_) = 0;  // of LoadAll(), in slots
   std::vector<absl::Time> load_started_ ABSL_GUARDED_BY(mu_);  // by slot

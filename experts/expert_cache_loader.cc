@@ -66,7 +66,7 @@ bool ExpertCache::PlanChunks() {
         chunks_.push_back(
             {*chunk, load_started_[static_cast<size_t>(chunk->slot)]});
       }
-    } while (Speculate());
+    } while (StartReads());
     loader_waits_ = landed_.empty();
   }
   if (ended) changed_.NotifyAll();
@@ -108,7 +108,6 @@ void ExpertCache::FinishLoad(int32_t slot) {
       const absl::Time now = options_.clock();
       table_.SetResident(slot);
       driver_.OnLoaded(id, now);
-      not_speculated_[shape_.Index(id)] = false;
       const absl::Time from =
           std::max(load_started_[static_cast<size_t>(slot)], last_landed_);
       service_seconds_ += kServiceWeight * (absl::ToDoubleSeconds(now - from) -
@@ -127,8 +126,6 @@ void ExpertCache::FailLoad(int32_t slot, ReadClass read_class,
   table_.Clear(slot);
   driver_.OnLoadFailed(id);
   if (read_class == ReadClass::kSpeculative) {
-    // Not tried again before a demand load has succeeded.
-    not_speculated_[shape_.Index(id)] = true;
     ++counters_.failed_speculative;
     return;
   }

@@ -1,6 +1,8 @@
 #include "experts/link_model.h"
 
 #include <algorithm>
+#include <iterator>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
@@ -48,6 +50,14 @@ void LinkModel::Submit(uint64_t tag, int64_t bytes, bool first_of_load,
   if (first_of_load) chunk.duration += spec_.latency;
   auto& queue = read_class == ReadClass::kDemand ? demand_ : speculative_;
   queue.push_back(chunk);
+}
+
+void LinkModel::Promote(uint64_t tag) {
+  const auto is_of = [tag](const Chunk& chunk) { return chunk.tag == tag; };
+  std::vector<Chunk> promoted;
+  std::ranges::copy_if(speculative_, std::back_inserter(promoted), is_of);
+  demand_.insert(demand_.begin(), promoted.begin(), promoted.end());
+  std::erase_if(speculative_, is_of);
 }
 
 std::optional<uint64_t> LinkModel::PopArrived(absl::Time now) {

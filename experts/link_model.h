@@ -45,6 +45,10 @@ class LinkModel {
   void Submit(uint64_t tag, int64_t bytes, bool first_of_load,
               ReadClass read_class, absl::Time now);
 
+  // Makes the waiting speculative chunks of a tag demand chunks, ahead of those
+  // that wait.
+  void Promote(uint64_t tag);
+
   // The tag of the next chunk that has come over by `now`, in order; nullopt if
   // there is none (yet).
   std::optional<uint64_t> PopArrived(absl::Time now);

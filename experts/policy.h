@@ -34,7 +34,13 @@ struct PolicyShape {
 };
 
 // Where an expert is. A demand that meets a speculative read takes it over.
-enum class Residence : uint8_t { kAbsent, kReading, kResident };
+enum class Residence : uint8_t {
+  kAbsent,
+  kReading,
+  kResident,
+  kUnreadable,  // absent, and a speculative read of it has failed: only demand
+                // tries again, which says what is wrong
+};
 
 // How a layer found an expert that it needs: resident and complete, on its
 // way, or neither.
@@ -42,8 +48,6 @@ enum class AccessKind : uint8_t { kHit, kLate, kMiss };
 
 // The link as it stands; both figures are measured by who loads.
 struct LinkState {
-  // When the reads under way will have come over, or the past.
-  absl::Time free_at = absl::InfinitePast();
   double bytes_per_second = 0;
   absl::Duration latency = absl::ZeroDuration();  // of each load
   // What demand waits for at most, since it overtakes between chunks; 0: a

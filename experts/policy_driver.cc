@@ -56,6 +56,7 @@ AccessKind PolicyDriver::Classify(ExpertId id) {
       ++metrics_.late;
       return AccessKind::kLate;
     case Residence::kAbsent:
+    case Residence::kUnreadable:
       break;
   }
   ++metrics_.misses;
@@ -79,7 +80,9 @@ void PolicyDriver::PassLayer(size_t index) {
 
 void PolicyDriver::OnLoadStarted(ExpertId id, ReadClass read_class) {
   const size_t index = shape_.Index(id);
-  PORTOLAN_CHECK(residence_[index] == Residence::kAbsent);
+  PORTOLAN_CHECK(residence_[index] == Residence::kAbsent ||
+                 (residence_[index] == Residence::kUnreadable &&
+                  read_class == ReadClass::kDemand));
   residence_[index] = Residence::kReading;
   if (read_class == ReadClass::kDemand) {
     status_[index].origin = Origin::kDemand;
@@ -109,7 +112,9 @@ void PolicyDriver::OnLoaded(ExpertId id, absl::Time now) {
 void PolicyDriver::OnLoadFailed(ExpertId id) {
   const size_t index = shape_.Index(id);
   PORTOLAN_CHECK(residence_[index] == Residence::kReading);
-  residence_[index] = Residence::kAbsent;
+  residence_[index] = status_[index].origin == Origin::kPrefetchUnused
+                          ? Residence::kUnreadable
+                          : Residence::kAbsent;
   if (status_[index].origin == Origin::kPrefetchUsed) {
     metrics_.prefetch_used_bytes -= shape_.expert_bytes;
   }

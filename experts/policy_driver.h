@@ -45,7 +45,9 @@ class PolicyDriver {
   // first, then start.
   void OnLoadStarted(ExpertId id, ReadClass read_class);
   void OnLoaded(ExpertId id, absl::Time now);
-  void OnLoadFailed(ExpertId id);  // absent again, its slot free
+  // Absent again, its slot free; a speculative read is not tried again before a
+  // demand read has succeeded.
+  void OnLoadFailed(ExpertId id);
   void OnEvicted(ExpertId id, absl::Time now);
 
   // The expert to give up for a demand read of `incoming`. `evictable`:

@@ -18,6 +18,9 @@ namespace {
 
 constexpr std::string_view kOracle = "oracle";
 
+// What PolicyDriver wants, also for a rank that owns one expert.
+constexpr int64_t kMinSlots = 2;
+
 PredictorShape PredictorShapeOf(const Trace& trace) {
   int64_t tokens = 1;
   for (const TraceStep& step : trace.steps) {
@@ -38,8 +41,9 @@ int64_t ChunkBytes(const ReplayOptions& options, const TraceHeader& header) {
 
 class Run {
  public:
+  // `budgets`: of each rank.
   Run(const Trace& trace, std::string_view policy, const ReplayOptions& options,
-      int64_t num_slots, const History* history);
+      std::span<const MemoryBudget> budgets, const History* history);
 
   ReplayResult Play();
 
@@ -54,7 +58,8 @@ class Run {
     int32_t end_expert = 0;
   };
 
-  void BuildNodes(const PolicyOptions& options, int64_t num_slots,
+  void BuildNodes(const PolicyOptions& options,
+                  std::span<const MemoryBudget> budgets,
                   const History* history);
   PolicyShape ShapeOf(const Node& node, int64_t num_slots) const;
   Future FutureOf(const Node& node) const;
@@ -89,7 +94,7 @@ class Run {
 };
 
 Run::Run(const Trace& trace, std::string_view policy,
-         const ReplayOptions& options, int64_t num_slots,
+         const ReplayOptions& options, std::span<const MemoryBudget> budgets,
          const History* history)
     : trace_(trace),
       header_(trace.header),
@@ -103,9 +108,9 @@ Run::Run(const Trace& trace, std::string_view policy,
               : History(HistoryShapeOf(trace.header, options.policy.distance))),
       counts_(static_cast<size_t>(header_.num_experts)),
       merged_(static_cast<size_t>(header_.num_experts)) {
-  nodes_.resize(static_cast<size_t>(options.num_ranks));
+  nodes_.resize(budgets.size());
   scores_.assign(nodes_.size(), std::vector<Fp16>(merged_.size()));
-  BuildNodes(options.policy, num_slots, history);
+  BuildNodes(options.policy, budgets, history);
 }
 
 PolicyShape Run::ShapeOf(const Node& node, int64_t num_slots) const {
@@ -150,7 +155,8 @@ std::unique_ptr<CachePolicy> Run::PolicyOf(const Node& node,
                            MakeOraclePolicy(shape, FutureOf(node)));
 }
 
-void Run::BuildNodes(const PolicyOptions& options, int64_t num_slots,
+void Run::BuildNodes(const PolicyOptions& options,
+                     std::span<const MemoryBudget> budgets,
                      const History* history) {
   const PredictorShape shape = PredictorShapeOf(trace_);
   const auto num_ranks = static_cast<int32_t>(nodes_.size());
@@ -160,9 +166,12 @@ void Run::BuildNodes(const PolicyOptions& options, int64_t num_slots,
     node.end_expert =
         FirstOwnedExpert(rank + 1, num_ranks, header_.num_experts);
     node.feed = std::make_unique<ReplayFeed>(trace_, rank, num_ranks);
-    const PolicyShape cache = ShapeOf(node, num_slots);
+    const MemoryBudget& budget = budgets[static_cast<size_t>(rank)];
+    const PolicyShape cache =
+        ShapeOf(node, std::max(kMinSlots, budget.num_slots));
     node.cache = std::make_unique<SimulatedCache>(
         cache, PolicyOf(node, cache, options, history), link_, chunk_bytes_);
+    if (budget.resident()) node.cache->LoadAll();
     if (policy_ != kOracle) {
       node.predictor = MakePredictor(policy_, shape, options, history_);
     }
@@ -302,7 +311,7 @@ ReplayResult Run::Collect() const {
   result.notice = first.policy().notice();
   result.num_ranks = static_cast<int32_t>(nodes_.size());
   for (const Node& node : nodes_) {
-    result.ranks.push_back(node.cache->driver().metrics());
+    result.ranks.push_back(node.cache->metrics());
     result.total.Merge(result.ranks.back());
     if (node.predictor != nullptr) {
       MergePredictions(node.predictor->metrics(), result.predictions);
@@ -311,6 +320,22 @@ ReplayResult Run::Collect() const {
   result.time = nodes_.front().cache->now() - absl::UnixEpoch();
   result.compute = compute_;
   return result;
+}
+
+absl::StatusOr<std::vector<MemoryBudget>> BudgetsOf(
+    const ReplayOptions& options, const TraceHeader& header) {
+  std::vector<MemoryBudget> budgets;
+  for (int32_t rank = 0; rank < options.num_ranks; ++rank) {
+    const int64_t experts =
+        FirstOwnedExpert(rank + 1, options.num_ranks, header.num_experts) -
+        FirstOwnedExpert(rank, options.num_ranks, header.num_experts);
+    PORTOLAN_ASSIGN_OR_RETURN(
+        const MemoryBudget budget,
+        PlanExpertMemory(options.expert_memory, experts * header.num_layers,
+                         header.expert_bytes));
+    budgets.push_back(budget);
+  }
+  return budgets;
 }
 
 }  // namespace
@@ -336,14 +361,9 @@ absl::StatusOr<ReplayResult> Replay(const Trace& trace, std::string_view policy,
     return absl::InvalidArgumentError(
         "replay needs a link: give --link, for example 1GB/s,50us");
   }
-  const int64_t owned = static_cast<int64_t>(trace.header.num_layers) *
-                        trace.header.num_experts / options.num_ranks;
-  PORTOLAN_ASSIGN_OR_RETURN(const MemoryBudget budget,
-                            PlanExpertMemory(options.expert_memory, owned,
-                                             trace.header.expert_bytes));
-  return Run(trace, policy, options, std::max<int64_t>(2, budget.num_slots),
-             history)
-      .Play();
+  PORTOLAN_ASSIGN_OR_RETURN(const std::vector<MemoryBudget> budgets,
+                            BudgetsOf(options, trace.header));
+  return Run(trace, policy, options, budgets, history).Play();
 }
 
 absl::Status LearnTrace(const Trace& trace, std::string_view policy,

@@ -22,14 +22,31 @@ SimulatedCache::SimulatedCache(const PolicyShape& shape,
 }
 
 LinkState SimulatedCache::link_state() const {
-  return {.free_at = chunks_on_link_ == 0 ? now_ : link_.NextArrival(),
-          .bytes_per_second = spec_.bytes_per_second,
+  return {.bytes_per_second = spec_.bytes_per_second,
           .latency = spec_.latency,
           .chunk_bytes = chunk_bytes_};
 }
 
+ExpertMetrics SimulatedCache::metrics() const {
+  ExpertMetrics metrics = driver_.metrics();
+  metrics.demand_bytes -= start_bytes_;
+  return metrics;
+}
+
+void SimulatedCache::LoadAll() {
+  PORTOLAN_CHECK(used_slots_ == 0 &&
+                 std::ssize(shape_.owned) <= shape_.num_slots);
+  for (const ExpertId id : shape_.owned) {
+    driver_.OnLoadStarted(id, ReadClass::kDemand);
+    driver_.OnLoaded(id, now_);
+    residents_.push_back(id);
+    ++used_slots_;
+    start_bytes_ += shape_.expert_bytes;
+  }
+}
+
 void SimulatedCache::AdvanceTo(absl::Time time) {
-  AskForPrefetches();
+  StartReads();
   while (ArriveNext(time)) {
   }
   now_ = std::max(now_, time);
@@ -44,7 +61,7 @@ bool SimulatedCache::ArriveNext(absl::Time limit) {
     PORTOLAN_CHECK(tag.has_value());
   }
   Arrive(*tag);
-  AskForPrefetches();
+  StartReads();
   return true;
 }
 
@@ -63,7 +80,8 @@ void SimulatedCache::Arrive(uint64_t tag) {
   driver_.OnLoaded(id, now_);
 }
 
-void SimulatedCache::AskForPrefetches() {
+void SimulatedCache::StartReads() {
+  if (!StartDemand()) return;
   while (chunks_on_link_ == 0) {
     const std::optional<Prefetch> prefetch = driver_.NextPrefetch(
         Evictable(), used_slots_ < shape_.num_slots, link_state(), now_);
@@ -103,40 +121,52 @@ std::span<const ExpertId> SimulatedCache::Evictable() {
   return evictable_;
 }
 
-void SimulatedCache::StartDemand(int32_t layer,
-                                 std::span<const ExpertNeed> needs) {
-  for (const ExpertNeed& need : needs) {
-    const ExpertId id{layer, need.expert};
-    if (phase_[shape_.Index(id)] != Phase::kPending ||
-        driver_.residence(id) != Residence::kAbsent) {
+SimulatedCache::Phase& SimulatedCache::phase(const ExpertNeed& need) {
+  return phase_[shape_.Index({layer_, need.expert})];
+}
+
+void SimulatedCache::SetDemanded(ExpertId id) {
+  demanded_[shape_.Index(id)] = true;
+  ++num_demanded_;
+}
+
+bool SimulatedCache::StartDemand() {
+  for (const ExpertNeed& need : needs_) {
+    const ExpertId id{layer_, need.expert};
+    if (phase(need) != Phase::kPending) continue;
+    const Residence residence = driver_.residence(id);
+    if (residence == Residence::kResident) continue;
+    if (residence == Residence::kReading) {
+      if (demanded_[shape_.Index(id)]) continue;
+      link_.Promote(shape_.Index(id));
+      SetDemanded(id);
       continue;
     }
-    if (num_demanded_ == kDemandAhead) return;
+    if (num_demanded_ >= kDemandAhead) return false;
     if (used_slots_ == shape_.num_slots) {
       const std::span<const ExpertId> evictable = Evictable();
-      if (evictable.empty()) return;
+      if (evictable.empty()) return false;
       Evict(driver_.ChooseVictim(evictable, id, now_));
     }
     StartLoad(id, ReadClass::kDemand);
-    demanded_[shape_.Index(id)] = true;
-    ++num_demanded_;
+    SetDemanded(id);
   }
+  return true;
 }
 
 absl::Duration SimulatedCache::Compute(int32_t layer,
                                        std::span<const ExpertNeed> needs,
                                        absl::Duration row_time) {
   driver_.BeginLayer(layer, needs, now_);
-  for (const ExpertNeed& need : needs) {
-    phase_[shape_.Index({layer, need.expert})] = Phase::kPending;
-  }
+  layer_ = layer;
+  needs_ = needs;
+  for (const ExpertNeed& need : needs) phase(need) = Phase::kPending;
   absl::Duration stall = absl::ZeroDuration();
   for (size_t left = needs.size(); left > 0;) {
-    StartDemand(layer, needs);
+    StartReads();
     const auto ready = std::ranges::find_if(needs, [&](const ExpertNeed& n) {
-      const ExpertId id{layer, n.expert};
-      return phase_[shape_.Index(id)] == Phase::kPending &&
-             driver_.residence(id) == Residence::kResident;
+      return phase(n) == Phase::kPending &&
+             driver_.residence({layer, n.expert}) == Residence::kResident;
     });
     if (ready == needs.end()) {
       const absl::Time start = now_;
@@ -144,14 +174,14 @@ absl::Duration SimulatedCache::Compute(int32_t layer,
       stall += now_ - start;
       continue;
     }
-    Phase& phase = phase_[shape_.Index({layer, ready->expert})];
-    phase = Phase::kComputing;
+    phase(*ready) = Phase::kComputing;
     AdvanceTo(now_ + row_time * ready->num_rows);
-    phase = Phase::kIdle;
+    phase(*ready) = Phase::kIdle;
     --left;
   }
+  needs_ = {};
   driver_.EndLayer(layer, stall, now_);
-  AskForPrefetches();
+  StartReads();
   return stall;
 }
 

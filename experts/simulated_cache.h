@@ -21,7 +21,12 @@ class SimulatedCache {
 
   PolicyDriver& driver() { return driver_; }
   const PolicyDriver& driver() const { return driver_; }
+  ExpertMetrics metrics() const;
   absl::Time now() const { return now_; }
+
+  // Begins with every owned expert resident, which counts as no demand.
+  // Requires as many slots, and nothing loaded.
+  void LoadAll();
 
   // Lets time pass: reads arrive, the idle link takes speculative ones.
   void AdvanceTo(absl::Time time);
@@ -39,12 +44,17 @@ class SimulatedCache {
   // its arrival.
   bool ArriveNext(absl::Time limit);
   void Arrive(uint64_t tag);
-  void AskForPrefetches();
+  // Starts reads: of what the layer in work waits for, and once all of that is
+  // on its way, of what the policy wants to read ahead.
+  void StartReads();
   void StartLoad(ExpertId id, ReadClass read_class);
   void Evict(ExpertId id);
   // Starts reads for needs that are absent, as far as slots can be had and the
   // link can take them soon: a slot claimed early is one that nothing uses.
-  void StartDemand(int32_t layer, std::span<const ExpertNeed> needs);
+  // Whether none is left then.
+  bool StartDemand();
+  void SetDemanded(ExpertId id);
+  Phase& phase(const ExpertNeed& need);
   std::span<const ExpertId> Evictable();
   LinkState link_state() const;
 
@@ -57,13 +67,16 @@ class SimulatedCache {
   PolicyDriver driver_;
   LinkModel link_;
   absl::Time now_ = absl::UnixEpoch();
-  std::vector<Phase> phase_;          // of the needs of the layer, by Index()
-  std::vector<int64_t> chunks_left_;  // of a load, by Index()
-  std::vector<bool> demanded_;        // its load began as demand, by Index()
-  int32_t num_demanded_ = 0;          // of these under way
-  std::vector<ExpertId> residents_;   // complete ones
-  std::vector<ExpertId> evictable_;   // scratch
+  int32_t layer_ = 0;                  // in work
+  std::span<const ExpertNeed> needs_;  // of it; empty between layers
+  std::vector<Phase> phase_;           // of the needs, by Index()
+  std::vector<int64_t> chunks_left_;   // of a load, by Index()
+  std::vector<bool> demanded_;         // its load is demand's, by Index()
+  int32_t num_demanded_ = 0;           // of these under way
+  std::vector<ExpertId> residents_;    // complete ones
+  std::vector<ExpertId> evictable_;    // scratch
   int32_t used_slots_ = 0;
+  int64_t start_bytes_ = 0;  // of LoadAll()
   int64_t chunks_on_link_ = 0;
 };
 

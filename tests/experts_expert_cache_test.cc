@@ -1,6 +1,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <deque>
 #include <map>
 #include <memory>
@@ -187,6 +188,32 @@ TEST(ExpertCacheTest, ResidentExpertsAreComputedWhileTheOthersLoad) {
 
   ASSERT_TRUE(status.ok());
   EXPECT_THAT(order, ElementsAre(1, 0));
+}
+
+// The source is given two loads at a time; the third, too, goes before what is
+// only foretold.
+TEST(ExpertCacheTest, WhileAGroupIsComputedDemandGoesBeforeReadingAhead) {
+  Harness harness(8, {.num_chunks = 1, .depth = 1, .hold = true});
+  harness.source->Complete(1);
+  ASSERT_TRUE(harness.Visit(0, {3}).ok());
+  harness.Hint(1, {4});
+  std::vector<ChunkRead> submitted;
+
+  const std::vector<ExpertNeed> needs = {{0, 1}, {1, 1}, {2, 1}, {3, 1}};
+  const absl::Status status =
+      harness.cache->Visit(0, needs, [&](std::span<const ReadyExpert>) {
+        if (submitted.empty()) {
+          harness.source->Complete(2);
+          submitted = harness.source->AwaitSubmitted(4);
+          harness.source->Complete(2);
+        }
+        return absl::OkStatus();
+      });
+
+  ASSERT_TRUE(status.ok());
+  EXPECT_EQ(submitted[3].id, (ExpertId{0, 2}));
+  EXPECT_EQ(submitted[3].read_class, ReadClass::kDemand);
+  EXPECT_EQ(harness.source->AwaitSubmitted(5)[4].id, (ExpertId{1, 4}));
 }
 
 TEST(ExpertCacheTest, TwoSlotsServeALayerInWaves) {
@@ -392,6 +419,20 @@ TEST(ExpertCacheTest, AFailedSpeculativeReadHarmsNobody) {
   EXPECT_EQ(harness.source->times_loaded({1, 4}), 1);
 }
 
+TEST(ExpertCacheTest, AFailedSpeculativeReadDoesNotStopOthers) {
+  Harness harness(6, {.num_chunks = 1});
+  harness.source->Fail({1, 4}, absl::UnavailableError("EIO"), 1);
+  harness.Foretell(1, {4});
+  while (harness.cache->counters().failed_speculative == 0) {
+    std::this_thread::yield();
+  }
+
+  harness.Foretell(1, {4, 5});
+
+  while (harness.source->times_loaded({1, 5}) == 0) std::this_thread::yield();
+  EXPECT_EQ(harness.source->times_loaded({1, 4}), 0);
+}
+
 TEST(ExpertCacheTest, ClosesWithReadsUnderWay) {
   auto harness = std::make_unique<Harness>(
       6, FakeSource::Options{.num_chunks = 4, .depth = 4, .hold = true});
@@ -406,13 +447,16 @@ TEST(ExpertCacheTest, ClosesWithReadsUnderWay) {
 // is computed once with its own weights, or the visit ends with the error.
 TEST(ExpertCacheTest, KeepsItsInvariantsUnderStress) {
   for (const int32_t num_slots : {2, 5, 12}) {
-    Harness harness(num_slots, {.num_chunks = 4, .depth = 3, .staging = true},
-                    /*staging_buffers=*/2);
+    Harness harness(
+        num_slots,
+        {.num_chunks = 4, .depth = 3, .speculative_depth = 2, .staging = true},
+        /*staging_buffers=*/2);
+    std::atomic<int64_t> needed = 0;
     std::vector<std::jthread> threads;
     for (uint32_t seed = 0; seed < 8; ++seed) {
       threads.emplace_back([&, seed] {
         std::mt19937 random(seed);
-        for (int round = 0; round < 60; ++round) {
+        for (int round = 0; round < 150; ++round) {
           const int layer = static_cast<int>(random() % kLayers);
           std::vector<int32_t> experts;
           for (int32_t expert = 0; expert < kExperts; ++expert) {
@@ -433,6 +477,7 @@ TEST(ExpertCacheTest, KeepsItsInvariantsUnderStress) {
           }
 
           const auto groups = harness.Visit(layer, experts);
+          needed += std::ssize(experts);
 
           if (groups.ok()) {
             EXPECT_THAT(Flatten(*groups),
@@ -445,6 +490,9 @@ TEST(ExpertCacheTest, KeepsItsInvariantsUnderStress) {
       });
     }
     threads.clear();
+    const ExpertMetrics metrics = harness.cache->metrics();
+    EXPECT_EQ(metrics.hits + metrics.late + metrics.misses, needed);
+    EXPECT_EQ(metrics.demand_bytes % int64_t{kFakeSlotBytes}, 0);
     EXPECT_LE(harness.cache->counters().occupied_bytes_peak,
               harness.cache->budget_bytes());
   }

@@ -97,5 +97,21 @@ TEST(LinkModelTest, AnIdleLinkStartsAtTheSubmission) {
   EXPECT_EQ(link.PopArrived(At(650)), 2u);
 }
 
+TEST(LinkModelTest, APromotedLoadGoesBeforeDemandThatWaits) {
+  LinkModel link = SlowLink();
+  link.Submit(1, 100, true, kSpeculative, At(0));
+  link.Submit(1, 100, false, kSpeculative, At(0));
+  link.Submit(2, 100, true, kSpeculative, At(0));
+  EXPECT_FALSE(link.PopArrived(At(10)));
+  link.Submit(3, 100, true, kDemand, At(10));
+
+  link.Promote(1);
+
+  EXPECT_EQ(link.PopArrived(At(1000)), 1u);
+  EXPECT_EQ(link.PopArrived(At(1000)), 1u);
+  EXPECT_EQ(link.PopArrived(At(1000)), 3u);
+  EXPECT_EQ(link.PopArrived(At(1000)), 2u);
+}
+
 }  // namespace
 }  // namespace portolan

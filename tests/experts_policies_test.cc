@@ -76,12 +76,12 @@ class Bench {
   }
 
   std::optional<ExpertId> Wish() {
-    const auto prefetch = policy_->NextPrefetch(
-        {.now = kNow,
-         .link = {.free_at = kNow, .bytes_per_second = 1e9},
-         .residence = residence_,
-         .evictable = residents_,
-         .has_free_slot = true});
+    const auto prefetch =
+        policy_->NextPrefetch({.now = kNow,
+                               .link = {.bytes_per_second = 1e9},
+                               .residence = residence_,
+                               .evictable = residents_,
+                               .has_free_slot = true});
     return prefetch ? std::optional(prefetch->id) : std::nullopt;
   }
 

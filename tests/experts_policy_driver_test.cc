@@ -115,6 +115,19 @@ TEST(PolicyDriverTest, AFailedReadLeavesNoTrace) {
   EXPECT_EQ(driver.speculative_slots(), 0);
 }
 
+TEST(PolicyDriverTest, AFailedSpeculativeReadIsLeftToDemand) {
+  PolicyDriver driver(Shape(4), MakeLruPolicy(Shape(4)));
+  driver.OnLoadStarted({0, 1}, ReadClass::kSpeculative);
+
+  driver.OnLoadFailed({0, 1});
+  EXPECT_EQ(driver.residence({0, 1}), Residence::kUnreadable);
+  Need(driver, {0, 1});
+  Load(driver, {0, 1}, ReadClass::kDemand);
+
+  EXPECT_EQ(driver.metrics().misses, 1);
+  EXPECT_EQ(driver.residence({0, 1}), Residence::kResident);
+}
+
 TEST(PolicyDriverTest, SpeculationLeavesTwoSlotsToDemand) {
   PolicyDriver driver(Shape(4), std::make_unique<EagerPolicy>(ExpertId{1, 3}));
   Load(driver, {1, 0}, ReadClass::kSpeculative);

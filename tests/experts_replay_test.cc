@@ -53,14 +53,32 @@ TEST(ReplayTest, CountsTheUnionOfAStepOnce) {
   }
 }
 
-TEST(ReplayTest, WithAllExpertsInMemoryOnlyFirstUsesMiss) {
+TEST(ReplayTest, WithAllExpertsInMemoryNothingMisses) {
   const Trace trace = SyntheticTrace();
 
   const ReplayResult result = MustReplay(trace, "lru", Options("all"));
 
-  EXPECT_LE(result.total.misses, 64);
-  EXPECT_EQ(result.total.demand_bytes,
-            result.total.misses * trace.header.expert_bytes);
+  EXPECT_EQ(result.total.hits, CountNeeds(trace));
+  EXPECT_EQ(result.total.demand_bytes, 0);
+  EXPECT_EQ(result.lost(), absl::ZeroDuration());
+}
+
+// 3 ranks of 16 experts own 6, 5 and 5 in each layer.
+TEST(ReplayTest, ABudgetIsAShareOfARanksOwnExperts) {
+  const Trace trace = SyntheticTrace();
+  ASSERT_EQ(trace.header.num_experts, 16);
+  ASSERT_EQ(trace.header.num_layers, 4);
+  ReplayOptions options = Options("all");
+  options.num_ranks = 3;
+  EXPECT_EQ(MustReplay(trace, "lru", options).total.misses, 0);
+
+  // All but one expert of the first rank, all of the others.
+  options.expert_memory = absl::StrCat(23 * trace.header.expert_bytes, "B");
+  const ReplayResult result = MustReplay(trace, "lru", options);
+
+  EXPECT_GT(result.ranks[0].misses, 0);
+  EXPECT_EQ(result.ranks[1].misses, 0);
+  EXPECT_EQ(result.ranks[2].misses, 0);
 }
 
 TEST(ReplayTest, TimeIsComputePlusWhatWaitingCosts) {
