@@ -7,32 +7,30 @@
 #include <utility>
 
 #include "absl/container/flat_hash_map.h"
+#include "experts/adaptive_sources.h"
+#include "experts/adaptive_trajectories.h"
 #include "experts/hints.h"
 #include "experts/history.h"
-#include "experts/prediction_score.h"
-#include "experts/sequence_context.h"
 #include "runtime/base/check.h"
 
 namespace portolan {
 namespace {
 
-// Inputs of a mixer. The look-ahead row is 0 under kTokens.
-enum Input : size_t {
-  kBias,
-  kPopularity,
-  kRecent,
-  kMean,
-  kSemantic,
-  kToken,
-  kAhead,
-  kTrajectory,
-  kNumInputs
-};
-static_assert(kNumInputs <= Mixer::kMaxInputs);
+using adaptive::Input;
+using adaptive::kAhead;
+using adaptive::kBias;
+using adaptive::kMean;
+using adaptive::kNumInputs;
+using adaptive::kPopularity;
+using adaptive::kRecent;
+using adaptive::kSemantic;
+using adaptive::kToken;
+using adaptive::kTrajectory;
+using adaptive::SequenceUse;
+using adaptive::SourceScores;
+using adaptive::Trajectories;
 
-constexpr float kRecentMemory = 0.85f;  // per token, of the sequence
-constexpr float kMeanPrior = 8;         // tokens that the prior counts for
-constexpr float kTokenPrior = 2;        // visits that the prior counts for
+constexpr float kTokenPrior = 2;  // visits that the prior counts for
 constexpr float kPopularityRate = History::kPopularityRate;
 constexpr float kLearningRate = 0.01f;
 constexpr size_t kNeighbours = 8;  // of a semantic search
@@ -41,69 +39,13 @@ constexpr int64_t kSearchInterval = 32;  // tokens between semantic searches
 // Tokens of a step that mixers learn from: evenly spread, for a long prompt
 // teaches little more than a part of it.
 constexpr int64_t kLearnTokens = 4;
-// A trajectory search costs records * experts a layer and token, so only the
-// first tokens of a step are searched for, and every few steps one is stored.
-constexpr size_t kSearchTokens = 4;
-constexpr int64_t kStoreInterval = 4;
 constexpr size_t kNumInStep = 3;  // foresights within the step
 // Steps between measured ones: a prime, for prompts come in rhythms of 8 and 16
 // where batches of equal length run.
 constexpr int64_t kScoreInterval = 13;
 
-// What is measured: a source alone, or the mixture, at one foresight.
-struct Measured {
-  std::string_view name;
-  Input input;
-  Foresight foresight;
-};
-constexpr std::array kMeasured = {
-    Measured{"popularity", kPopularity, Foresight::kTokens},
-    Measured{"recent use", kRecent, Foresight::kTokens},
-    Measured{"mean use", kMean, Foresight::kTokens},
-    Measured{"semantic map", kSemantic, Foresight::kTokens},
-    Measured{"token table", kToken, Foresight::kTokens},
-    Measured{"trajectory map", kTrajectory, Foresight::kNextLayer},
-    Measured{"trajectory map", kTrajectory, Foresight::kLayerAfter},
-    Measured{"look-ahead", kAhead, Foresight::kNextLayer},
-    Measured{"look-ahead", kAhead, Foresight::kLayerAfter},
-    Measured{"mixture", kNumInputs, Foresight::kNextLayer},
-    Measured{"mixture", kNumInputs, Foresight::kLayerAfter},
-    Measured{"mixture", kNumInputs, Foresight::kTokens},
-};
-
-// A sequence that lives here.
-struct SequenceState {
-  explicit SequenceState(size_t cells, int32_t hidden)
-      : recent(cells),
-        mean(cells),
-        semantic(cells),
-        used(cells, 0.0f),
-        context(hidden) {}
-
-  std::vector<float> recent;    // [num_layers, num_experts], probabilities
-  std::vector<float> mean;      // likewise
-  std::vector<float> semantic;  // likewise, stretched
-  std::vector<float> used;      // sum of choices
-  SequenceContext context;
-  int64_t tokens = 0;
-  int64_t next_search = 0;
-  int32_t last_token = -1;
-};
-
-// The search for the past iteration that goes as a token of this step does.
-struct Trajectory {
-  explicit Trajectory(const ExpertMapStore& store)
-      : search(store),
-        map(static_cast<size_t>(store.shape().num_layers) *
-            static_cast<size_t>(store.shape().num_experts)) {}
-
-  TrajectorySearch search;
-  std::optional<ExpertMapStore::Match> match = std::nullopt;
-  std::vector<float> map;  // [num_layers, num_experts], rows sum to 1
-};
-
 struct Slice {
-  SequenceState* state = nullptr;
+  SequenceUse* state = nullptr;
   int64_t sequence = 0;
   int64_t first_row = 0;
   int64_t num_rows = 0;
@@ -153,34 +95,25 @@ class AdaptivePredictor final : public Predictor {
   }
 
   void AddSlices(const StepTokens& tokens);
-  SequenceState& StateOf(int64_t sequence);
-  void SearchSemantic(SequenceState& state);
-  void RewardTrajectory(const Trajectory& trajectory);
-  void RewardNeighbours(const SequenceState& state);
+  SequenceUse& StateOf(int64_t sequence);
+  void SearchSemantic(SequenceUse& state);
+  void RewardNeighbours(const SequenceUse& state);
   void ChooseLessons();
   // Foretells `layer` for all tokens; `ahead`: the gate's look-ahead, or empty.
   void Foretell(Foresight foresight, int32_t layer,
                 MatrixView<const float> ahead);
   // Foretells `layer` for the token after the last one of each sequence.
   void ForetellNextStep(int32_t layer);
-  void FillSequenceInputs(const SequenceState& state, int32_t layer);
+  void FillSequenceInputs(const SequenceUse& state, int32_t layer);
   // What `table` knows of a token.
   void FillToken(const TokenTable& table, int32_t token,
-                 const SequenceState& state, int32_t layer);
+                 const SequenceUse& state, int32_t layer);
   void FillAhead(std::span<const float> probabilities);
   void KeepLesson(size_t place, Lesson& lesson);
   void LearnLessons(const LayerObservation& observation);
   void Learn(const Lesson& lesson, size_t place, Mixer& mixer);
   bool measuring() const { return steps_ % kScoreInterval == 0; }
-  float SourceProbability(Input input, float value) const;
-  // Adds what each source alone says of one token.
-  void AddMeasured(Foresight foresight, int32_t layer);
-  void CountScores(const LayerObservation& observation);
-  void LearnToken(SequenceState& state, int64_t row);
-  void BeginTrajectories(const StepTokens& tokens);
-  // Says to the matched maps how well they foretold the layer.
-  void RewardTrajectories(const LayerObservation& observation);
-  void ExtendTrajectories(const LayerObservation& observation);
+  void LearnToken(SequenceUse& state, int64_t row);
   // The matched map's view of a token, if it was searched for.
   void FillTrajectory(int64_t row, int32_t layer);
 
@@ -189,7 +122,7 @@ class AdaptivePredictor final : public Predictor {
   const size_t experts_;
   const std::array<int32_t, 3> distances_;
   History& history_;
-  absl::flat_hash_map<int64_t, std::unique_ptr<SequenceState>> sequences_;
+  absl::flat_hash_map<int64_t, std::unique_ptr<SequenceUse>> sequences_;
 
   // The step in work.
   std::vector<Slice> slices_;
@@ -198,11 +131,11 @@ class AdaptivePredictor final : public Predictor {
   std::vector<float> expected_;     // [2 * num_layers, num_experts]
   std::vector<Lesson> lessons_;     // the first num_lessons_ are in use
   size_t num_lessons_ = 0;
-  std::vector<Trajectory> trajectories_;  // of the first tokens
-  std::vector<float> first_embedding_;
+  Trajectories trajectories_;
   Lesson pending_;  // about the next step
   Lesson due_;      // about this one, from the last
   int64_t steps_ = 0;
+  SourceScores scores_;
 
   // Scratch.
   std::vector<float> inputs_;         // [kNumInputs, num_experts]
@@ -210,9 +143,6 @@ class AdaptivePredictor final : public Predictor {
   std::vector<float> used_;           // [num_experts]
   std::vector<float> map_;            // [num_layers, num_experts]
   std::vector<ExpertMapStore::Match> matches_;
-  std::vector<PredictionScore> scores_;  // as kMeasured
-  std::vector<float> measured_;          // [kMeasured, num_layers, num_experts]
-  std::vector<int32_t> tokens_;          // [num_experts]
 };
 
 AdaptivePredictor::AdaptivePredictor(const PredictorShape& shape,
@@ -224,24 +154,17 @@ AdaptivePredictor::AdaptivePredictor(const PredictorShape& shape,
       history_(history),
       expected_(2 * layers_ * experts_),
       lessons_(kLearnTokens),
-      trajectories_(kSearchTokens, Trajectory(history.iterations())),
-      first_embedding_(static_cast<size_t>(shape.hidden)),
+      trajectories_(shape, history.iterations()),
+      scores_(shape.num_layers, shape.num_experts, shape.top_k),
       inputs_(kNumInputs * experts_),
       probabilities_(experts_),
       used_(experts_),
-      map_(layers_ * experts_),
-      measured_(kMeasured.size() * layers_ * experts_),
-      tokens_(experts_) {
+      map_(layers_ * experts_) {
   const auto make_room = [this](Lesson& lesson, size_t places) {
     lesson.inputs.resize(places * kNumInputs * experts_);
     lesson.probabilities.resize(places * experts_);
   };
   for (Lesson& lesson : lessons_) make_room(lesson, kNumInStep * layers_);
-  for (const Measured& measured : kMeasured) {
-    const int32_t distance = static_cast<int32_t>(measured.foresight);
-    scores_.emplace_back(measured.name,
-                         distance == 0 ? shape.num_layers : distance);
-  }
   make_room(pending_, layers_);
   make_room(due_, layers_);
 }
@@ -249,8 +172,8 @@ AdaptivePredictor::AdaptivePredictor(const PredictorShape& shape,
 void AdaptivePredictor::BeginStep(const StepTokens& tokens) {
   AddSlices(tokens);
   ChooseLessons();
-  BeginTrajectories(tokens);
-  if (measuring()) std::ranges::fill(measured_, 0.0f);
+  trajectories_.BeginStep(tokens.embeddings.Row(0), token_ids_.size());
+  if (measuring()) scores_.BeginStep();
   choices_.resize(token_ids_.size() * layers_ *
                   static_cast<size_t>(shape_.top_k));
   for (int32_t layer = 0; layer < shape_.num_layers; ++layer) {
@@ -263,7 +186,7 @@ void AdaptivePredictor::AddSlices(const StepTokens& tokens) {
   slices_.clear();
   token_ids_.clear();
   for (const SequenceSlice& slice : tokens.slices) {
-    SequenceState& state = StateOf(slice.sequence);
+    SequenceUse& state = StateOf(slice.sequence);
     slices_.push_back({.state = &state,
                        .sequence = slice.sequence,
                        .first_row = std::ssize(token_ids_),
@@ -280,18 +203,15 @@ void AdaptivePredictor::AddSlices(const StepTokens& tokens) {
   }
 }
 
-SequenceState& AdaptivePredictor::StateOf(int64_t sequence) {
-  std::unique_ptr<SequenceState>& state = sequences_[sequence];
+SequenceUse& AdaptivePredictor::StateOf(int64_t sequence) {
+  std::unique_ptr<SequenceUse>& state = sequences_[sequence];
   if (state == nullptr) {
-    state = std::make_unique<SequenceState>(layers_ * experts_, shape_.hidden);
-    std::ranges::copy(history_.popularity(), state->semantic.begin());
-    state->recent = state->semantic;
-    state->mean = state->semantic;
+    state = std::make_unique<SequenceUse>(history_.popularity(), shape_.hidden);
   }
   return *state;
 }
 
-void AdaptivePredictor::SearchSemantic(SequenceState& state) {
+void AdaptivePredictor::SearchSemantic(SequenceUse& state) {
   history_.sequences().NearestEmbeddings(state.context.vector(), kNeighbours,
                                          matches_);
   if (matches_.empty()) return;
@@ -313,10 +233,7 @@ void AdaptivePredictor::SearchSemantic(SequenceState& state) {
       }
     }
   }
-  if (state.tokens > 0) return;
-  // The best guess of what the sequence itself will do.
-  state.recent = state.semantic;
-  state.mean = state.semantic;
+  if (state.tokens == 0) state.BeginAsForetold();
 }
 
 void AdaptivePredictor::ChooseLessons() {
@@ -335,7 +252,7 @@ void AdaptivePredictor::ChooseLessons() {
       slices_[static_cast<size_t>(steps_) % slices_.size()].sequence;
 }
 
-void AdaptivePredictor::FillSequenceInputs(const SequenceState& state,
+void AdaptivePredictor::FillSequenceInputs(const SequenceUse& state,
                                            int32_t layer) {
   const auto fill = [&](Input input, const float* probabilities) {
     const std::span<float> row = InputRow(input);
@@ -352,7 +269,7 @@ void AdaptivePredictor::FillSequenceInputs(const SequenceState& state,
 }
 
 void AdaptivePredictor::FillToken(const TokenTable& table, int32_t token,
-                                  const SequenceState& state, int32_t layer) {
+                                  const SequenceUse& state, int32_t layer) {
   const TokenTable::Entry entry = table.Find(token, layer);
   const float* const mean = state.mean.data() + Cell(layer);
   const std::span<float> input = InputRow(kToken);
@@ -375,59 +292,13 @@ void AdaptivePredictor::FillAhead(std::span<const float> probabilities) {
   }
 }
 
-void AdaptivePredictor::BeginTrajectories(const StepTokens& tokens) {
-  for (Trajectory& trajectory : trajectories_) {
-    trajectory.search.Begin();
-    trajectory.match.reset();
-  }
-  std::ranges::copy(tokens.embeddings.Row(0), first_embedding_.begin());
-}
-
-void AdaptivePredictor::RewardTrajectories(
-    const LayerObservation& observation) {
-  const auto top_k = static_cast<size_t>(shape_.top_k);
-  const size_t searched = std::min(trajectories_.size(), token_ids_.size());
-  for (size_t i = 0; i < searched; ++i) {
-    const auto& match = trajectories_[i].match;
-    if (!match) continue;
-    history_.iterations().CopyRow(match->record, observation.layer, used_);
-    // The share of its map that lies on what was chosen.
-    float chosen = 0;
-    for (const int32_t expert : observation.experts.subspan(i * top_k, top_k)) {
-      chosen += used_[static_cast<size_t>(expert)];
-    }
-    history_.iterations().Reward(match->record, std::min(chosen, 1.0f));
-  }
-}
-
-void AdaptivePredictor::ExtendTrajectories(
-    const LayerObservation& observation) {
-  const size_t searched = std::min(trajectories_.size(), token_ids_.size());
-  for (size_t i = 0; i < searched; ++i) {
-    const std::span<const float> row =
-        observation.probabilities.Row(static_cast<int64_t>(i));
-    float sum = 0;
-    for (const float p : row) sum += p;
-    const float scale = sum > 0 ? 1 / sum : 0.0f;
-    Trajectory& trajectory = trajectories_[i];
-    const auto kept =
-        std::span(trajectory.map).subspan(Cell(observation.layer), experts_);
-    for (size_t e = 0; e < experts_; ++e) kept[e] = row[e] * scale;
-    trajectory.search.Extend(observation.layer, kept);
-    trajectory.match = trajectory.search.Best();
-  }
-}
-
 void AdaptivePredictor::FillTrajectory(int64_t row, int32_t layer) {
   const std::span<float> input = InputRow(kTrajectory);
-  std::ranges::fill(input, 0.0f);
-  if (row >= std::ssize(trajectories_)) return;
-  const auto& match = trajectories_[static_cast<size_t>(row)].match;
-  if (!match) return;
-  history_.iterations().CopyRow(match->record, layer, input);
-  for (float& value : input) {
-    value = Stretch(value * static_cast<float>(shape_.top_k));
+  if (!trajectories_.Find(row, layer, input)) {
+    std::ranges::fill(input, 0.0f);
+    return;
   }
+  for (float& value : input) value = Stretch(value);
 }
 
 void AdaptivePredictor::KeepLesson(size_t place, Lesson& lesson) {
@@ -456,7 +327,9 @@ void AdaptivePredictor::Foretell(Foresight foresight, int32_t layer,
       mixer.Mix(Inputs(), probabilities_);
       for (size_t e = 0; e < experts_; ++e)
         expected[e] += HintOf(probabilities_[e]);
-      if (measuring()) AddMeasured(foresight, layer);
+      if (measuring()) {
+        scores_.Add(foresight, layer, Inputs(), probabilities_);
+      }
       for (size_t lesson = 0; lesson < num_lessons_; ++lesson) {
         if (lessons_[lesson].row != row) continue;
         KeepLesson(LessonPlace(foresight, layer), lessons_[lesson]);
@@ -495,10 +368,9 @@ void AdaptivePredictor::Observe(const LayerObservation& observation) {
             static_cast<std::ptrdiff_t>(
                 (row * layers_ + static_cast<size_t>(layer)) * top_k));
   }
-  if (measuring()) CountScores(observation);
+  if (measuring()) scores_.Count(layer, observation.experts);
   LearnLessons(observation);
-  RewardTrajectories(observation);
-  ExtendTrajectories(observation);
+  trajectories_.Observe(observation);
   if (observation.ahead2.rows() > 0) {
     Foretell(Foresight::kLayerAfter, layer + 2, observation.ahead2);
   }
@@ -542,41 +414,6 @@ void AdaptivePredictor::Learn(const Lesson& lesson, size_t place,
       kLearningRate);
 }
 
-void AdaptivePredictor::AddMeasured(Foresight foresight, int32_t layer) {
-  for (size_t i = 0; i < kMeasured.size(); ++i) {
-    if (kMeasured[i].foresight != foresight) continue;
-    const Input input = kMeasured[i].input;
-    const auto sum = std::span(measured_).subspan(
-        (i * layers_) * experts_ + Cell(layer), experts_);
-    for (size_t e = 0; e < experts_; ++e) {
-      sum[e] += input == kNumInputs
-                    ? probabilities_[e]
-                    : SourceProbability(input, InputRow(input)[e]);
-    }
-  }
-}
-
-float AdaptivePredictor::SourceProbability(Input input, float value) const {
-  if (input != kAhead) return Squash(value);
-  // Of a gate's probability: as if the top-k were drawn by it.
-  return std::min(1.0f, FastExp(value) * static_cast<float>(shape_.top_k) /
-                            static_cast<float>(experts_));
-}
-
-void AdaptivePredictor::CountScores(const LayerObservation& observation) {
-  const int32_t layer = observation.layer;
-  std::ranges::fill(tokens_, 0);
-  for (const int32_t expert : observation.experts) {
-    ++tokens_[static_cast<size_t>(expert)];
-  }
-  for (size_t i = 0; i < kMeasured.size(); ++i) {
-    if (layer < static_cast<int32_t>(kMeasured[i].foresight)) continue;
-    scores_[i].Count(std::span(measured_).subspan(
-                         i * layers_ * experts_ + Cell(layer), experts_),
-                     tokens_, std::ssize(token_ids_));
-  }
-}
-
 void AdaptivePredictor::Predict(int32_t layer, int32_t /*distance*/,
                                 std::span<Fp16> scores) {
   if (slices_.empty()) {
@@ -589,12 +426,7 @@ void AdaptivePredictor::Predict(int32_t layer, int32_t /*distance*/,
 }
 
 void AdaptivePredictor::EndStep() {
-  if (steps_ % kStoreInterval == 0 && !slices_.empty()) {
-    RewardTrajectory(trajectories_.front());
-    history_.iterations().Add(
-        first_embedding_,
-        {trajectories_.front().map, shape_.num_layers, shape_.num_experts});
-  }
+  trajectories_.EndStep();
   for (const Slice& slice : slices_) {
     for (int64_t i = 0; i < slice.num_rows; ++i) {
       LearnToken(*slice.state, slice.first_row + i);
@@ -605,7 +437,7 @@ void AdaptivePredictor::EndStep() {
   ++steps_;
 }
 
-void AdaptivePredictor::LearnToken(SequenceState& state, int64_t row) {
+void AdaptivePredictor::LearnToken(SequenceUse& state, int64_t row) {
   const auto top_k = static_cast<size_t>(shape_.top_k);
   const std::span<const int32_t> choices =
       std::span<const int32_t>(choices_).subspan(
@@ -613,36 +445,18 @@ void AdaptivePredictor::LearnToken(SequenceState& state, int64_t row) {
   history_.tokens().Learn(token_ids_[static_cast<size_t>(row)], choices);
   history_.followers().Learn(state.last_token, choices);
   state.last_token = token_ids_[static_cast<size_t>(row)];
-  const float mean_rate =
-      1.0f / (static_cast<float>(++state.tokens) + kMeanPrior);
+  state.Learn(choices, top_k, experts_);
   const std::span<float> popularity = history_.popularity();
-  for (size_t i = 0; i < popularity.size(); ++i) {
-    state.recent[i] *= kRecentMemory;
-    state.mean[i] *= 1 - mean_rate;
-    popularity[i] *= 1 - kPopularityRate;
-  }
+  for (float& share : popularity) share *= 1 - History::kPopularityRate;
   for (size_t i = 0; i < choices.size(); ++i) {
-    const size_t cell = i / top_k * experts_ + static_cast<size_t>(choices[i]);
-    state.recent[cell] += 1 - kRecentMemory;
-    state.mean[cell] += mean_rate;
-    state.used[cell] += 1;
-    popularity[cell] += kPopularityRate;
+    popularity[i / top_k * experts_ + static_cast<size_t>(choices[i])] +=
+        History::kPopularityRate;
   }
-}
-
-void AdaptivePredictor::RewardTrajectory(const Trajectory& trajectory) {
-  if (!trajectory.match) return;
-  ExpertMapStore& store = history_.iterations();
-  const int32_t record = trajectory.match->record;
-  store.Reward(record, store.ForetoldShare(record,
-                                           {trajectory.map, shape_.num_layers,
-                                            shape_.num_experts},
-                                           shape_.top_k));
 }
 
 // The maps that the sequence would find at its end: those that it found on its
 // way may have given their places to others.
-void AdaptivePredictor::RewardNeighbours(const SequenceState& state) {
+void AdaptivePredictor::RewardNeighbours(const SequenceUse& state) {
   ExpertMapStore& store = history_.sequences();
   store.NearestEmbeddings(state.context.vector(), kNeighbours, matches_);
   for (const ExpertMapStore::Match& match : matches_) {
@@ -656,7 +470,7 @@ void AdaptivePredictor::RewardNeighbours(const SequenceState& state) {
 void AdaptivePredictor::EndSequence(int64_t sequence) {
   const auto found = sequences_.find(sequence);
   if (found == sequences_.end()) return;
-  const SequenceState& state = *found->second;
+  const SequenceUse& state = *found->second;
   if (state.tokens > 0) {
     const float scale = 1.0f / static_cast<float>(state.tokens);
     std::ranges::transform(state.used, map_.begin(),
@@ -669,11 +483,7 @@ void AdaptivePredictor::EndSequence(int64_t sequence) {
 }
 
 std::vector<PredictionMetrics> AdaptivePredictor::metrics() const {
-  std::vector<PredictionMetrics> metrics;
-  for (const PredictionScore& score : scores_) {
-    metrics.push_back(score.metrics());
-  }
-  return metrics;
+  return scores_.metrics();
 }
 
 }  // namespace
