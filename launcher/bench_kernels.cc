@@ -80,7 +80,7 @@ void AddBenchKernelsCommand(CLI::App& bench, int& exit_code) {
       "kernels",
       "GB/s and GFLOP/s of each kernel beside the machine's own limits");
   AddFlag(*command, "--cpu", options->path,
-          "Only these kernels: scalar, avx2, avx512 or amx");
+          "Only these kernels: scalar, avx2, avx512, avx512bf16 or amx");
   AddFlag(*command, "--weights", options->weights,
           "Only matrices of this format: bf16, int8 or int4");
   AddFlag(*command, "--threads", options->threads, "Default: all CPUs")

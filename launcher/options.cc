@@ -30,7 +30,8 @@ void AddChoices(CLI::App& command, JobOptions& options) {
   AddParsedFlag<CpuPath>(
       command, "--cpu", ParseCpuPath,
       [&options](CpuPath path) { options.cpu_path = path; },
-      "Kernels to use: scalar, avx2, avx512 or amx (default: the best here)");
+      "Kernels to use: scalar, avx2, avx512, avx512bf16 or amx (default: the "
+      "best here)");
   AddParsedFlag<WeightFormat>(
       command, "--weights", ParseWeightFormat,
       [&options](WeightFormat format) { options.weights = format; },

@@ -13,8 +13,10 @@ std::vector<TestedPath> TestedPaths() {
   return {{"scalar_without_fma", &ScalarTable(), ""},
           native(CpuPath::kAvx2, Avx2Table()),
           native(CpuPath::kAvx512, Avx512Table()),
+          native(CpuPath::kAvx512Bf16, Avx512Bf16Table()),
           native(CpuPath::kAmx, AmxTable()),
           {"emulated_avx512", &EmulatedAvx512Table(), ""},
+          {"emulated_avx512bf16", &EmulatedAvx512Bf16Table(), ""},
           {"emulated_amx", &EmulatedAmxTable(), ""}};
 }
 

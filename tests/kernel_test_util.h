@@ -15,9 +15,10 @@
 
 namespace portolan {
 
-// The sources of the AVX-512 and AMX paths, compiled for any machine against
-// plain C++ stand-ins of the instructions.
+// The sources of the AVX-512, AVX512-BF16 and AMX paths, compiled for any
+// machine against plain C++ stand-ins of the instructions.
 const KernelTable& EmulatedAvx512Table();
+const KernelTable& EmulatedAvx512Bf16Table();
 const KernelTable& EmulatedAmxTable();
 
 // A table under test; a null table cannot run here, for the reason `missing`.

@@ -6,8 +6,8 @@ namespace portolan {
 namespace {
 
 TEST(CpuPathTest, EveryNameIsReadBack) {
-  for (const auto path :
-       {CpuPath::kScalar, CpuPath::kAvx2, CpuPath::kAvx512, CpuPath::kAmx}) {
+  for (const auto path : {CpuPath::kScalar, CpuPath::kAvx2, CpuPath::kAvx512,
+                          CpuPath::kAvx512Bf16, CpuPath::kAmx}) {
     EXPECT_EQ(*ParseCpuPath(CpuPathName(path)), path);
   }
 }
@@ -17,7 +17,8 @@ TEST(CpuPathTest, AnUnknownNameIsRefusedWithTheKnownOnes) {
 
   EXPECT_TRUE(absl::IsInvalidArgument(path.status()));
   EXPECT_EQ(path.status().message(),
-            "\"sse9\" is no CPU path; write scalar, avx2, avx512 or amx");
+            "\"sse9\" is no CPU path; write scalar, avx2, avx512, avx512bf16 "
+            "or amx");
 }
 
 TEST(CpuPathTest, TheBestPathIsTheLastSupportedOne) {

@@ -211,7 +211,8 @@ TEST_P(CpuPathTest, GivesTheSameBits) {
 
 INSTANTIATE_TEST_SUITE_P(All, CpuPathTest,
                          ::testing::Values(CpuPath::kScalar, CpuPath::kAvx2,
-                                           CpuPath::kAvx512, CpuPath::kAmx),
+                                           CpuPath::kAvx512,
+                                           CpuPath::kAvx512Bf16, CpuPath::kAmx),
                          [](const auto& param) {
                            return std::string(CpuPathName(param.param));
                          });

@@ -12,12 +12,14 @@
 namespace portolan {
 namespace {
 
-constexpr std::array<CpuPath, 4> kPaths = {CpuPath::kScalar, CpuPath::kAvx2,
-                                           CpuPath::kAvx512, CpuPath::kAmx};
+constexpr std::array<CpuPath, 5> kPaths = {CpuPath::kScalar, CpuPath::kAvx2,
+                                           CpuPath::kAvx512,
+                                           CpuPath::kAvx512Bf16, CpuPath::kAmx};
 
 struct CpuFeatures {
   bool avx2 = false;
   bool avx512 = false;
+  bool avx512bf16 = false;
   bool amx = false;
 };
 
@@ -54,6 +56,9 @@ CpuFeatures Detect() {
                  Has(b, 31);  // F, DQ, BW, VL
   found.amx = found.avx512 && tiles && Has(d, 22) && Has(d, 24) &&
               AskForTiles();  // BF16, TILE
+  const bool vbmi = Has(c, 1);
+  found.avx512bf16 = found.avx512 && vbmi &&
+                     __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && Has(a, 5);
   return found;
 }
 
@@ -72,6 +77,8 @@ std::string_view CpuPathName(CpuPath path) {
       return "avx2";
     case CpuPath::kAvx512:
       return "avx512";
+    case CpuPath::kAvx512Bf16:
+      return "avx512bf16";
     case CpuPath::kAmx:
       return "amx";
   }
@@ -84,7 +91,8 @@ absl::StatusOr<CpuPath> ParseCpuPath(std::string_view text) {
   }
   return absl::InvalidArgumentError(
       absl::StrCat("\"", absl::string_view(text.data(), text.size()),
-                   "\" is no CPU path; write scalar, avx2, avx512 or amx"));
+                   "\" is no CPU path; write scalar, avx2, avx512, "
+                   "avx512bf16 or amx"));
 }
 
 bool CpuSupports(CpuPath path) {
@@ -95,6 +103,8 @@ bool CpuSupports(CpuPath path) {
       return Features().avx2;
     case CpuPath::kAvx512:
       return Features().avx512;
+    case CpuPath::kAvx512Bf16:
+      return Features().avx512bf16;
     case CpuPath::kAmx:
       return Features().amx;
   }

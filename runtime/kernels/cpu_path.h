@@ -9,10 +9,10 @@
 namespace portolan {
 
 // The instruction sets that kernels are written for, in rising preference.
-// Every path gives the same bits.
-enum class CpuPath : uint8_t { kScalar, kAvx2, kAvx512, kAmx };
+// Every path gives the same bits. kAvx512Bf16 needs AVX512-BF16 and -VBMI.
+enum class CpuPath : uint8_t { kScalar, kAvx2, kAvx512, kAvx512Bf16, kAmx };
 
-// "scalar", "avx2", "avx512", "amx".
+// "scalar", "avx2", "avx512", "avx512bf16", "amx".
 std::string_view CpuPathName(CpuPath path);
 
 // Errors: kInvalidArgument naming the text and the known names.

@@ -6,6 +6,10 @@
 // Per block of K every (row, output) has its even and its odd chain in
 // registers; the running sum is touched once per block only. Internal to the
 // path_*.cc files.
+//
+// What is done with x and the weights is a Steps class: it says what x is made
+// of (Element), how many inputs a step takes (kInputs), and lengthens the even
+// and the odd chains by them (Step).
 
 namespace portolan {
 namespace {
@@ -20,8 +24,9 @@ constexpr int kTileBlocks = kWidth == 16 ? 2 : 1;
 constexpr int64_t kTilesAhead = 8;
 constexpr int64_t kAhead = kTilesAhead * kTileSize;
 
+template <typename Element>
 struct VectorTile {
-  const float* x;
+  const Element* x;
   int64_t x_stride;
   const uint16_t* w;
   int64_t w_block_stride;
@@ -42,8 +47,8 @@ constexpr int64_t kTileLines = kTileSize / kLine;
 // Spreads the fetching of the next output blocks over the register tiles of
 // the present ones, so that memory does not idle while later tiles compute on
 // what the first one brought into the cache.
-template <int kBlocks>
-inline void FetchNext(const VectorTile& t, int64_t kb) {
+template <int kBlocks, typename Tile>
+inline void FetchNext(const Tile& t, int64_t kb) {
   const uint16_t* from = t.next + kb * t.next_lines * kLine;
   for (int64_t i = 0; i < t.next_lines; ++i, from += kLine) {
     PORTOLAN_UNROLL
@@ -54,41 +59,56 @@ inline void FetchNext(const VectorTile& t, int64_t kb) {
   }
 }
 
-// The chains of one parity: chain += x * w for one pair of K, where `x` points
-// to the element of that parity and `pair` to 16 interleaved outputs.
-template <bool kOdd, int kRows, int kBlocks>
-inline void StepChains(const VectorTile& t, const float* x,
-                       const uint16_t* pair,
-                       Vec (&chain)[kRows][kBlocks][kParts]) {
-  // Hides from the compiler that both parities load the same words: keeping
-  // them would cost registers that the chains need.
-  asm volatile("" : "+r"(pair));
-  Vec w[kBlocks][kParts];
-  PORTOLAN_UNROLL
-  for (int b = 0; b < kBlocks; ++b) {
-    PORTOLAN_UNROLL
-    for (int p = 0; p < kParts; ++p) {
-      UintVec both;
-      __builtin_memcpy(&both, pair + b * t.w_block_stride + p * 2 * kWidth,
-                       sizeof(both));
-      w[b][p] = kOdd ? (Vec)(both & 0xffff0000u) : (Vec)(both << 16);
-    }
+// x in f32, weights widened to it: one input of each parity in a step.
+struct FloatSteps {
+  using Element = float;
+  static constexpr int64_t kInputs = 2;
+
+  template <int kRows, int kBlocks>
+  static void Step(const VectorTile<float>& t, const float* x,
+                   const uint16_t* w, Vec (&even)[kRows][kBlocks][kParts],
+                   Vec (&odd)[kRows][kBlocks][kParts]) {
+    StepChains<false>(t, x, w, even);
+    StepChains<true>(t, x + 1, w, odd);
   }
-  PORTOLAN_UNROLL
-  for (int r = 0; r < kRows; ++r) {
-    const Vec x_row = Splat(x[r * t.x_stride]);
+
+ private:
+  // The chains of one parity: chain += x * w for one pair of K, where `x`
+  // points to the element of that parity and `pair` to 16 interleaved outputs.
+  template <bool kOdd, int kRows, int kBlocks>
+  static void StepChains(const VectorTile<float>& t, const float* x,
+                         const uint16_t* pair,
+                         Vec (&chain)[kRows][kBlocks][kParts]) {
+    // Hides from the compiler that both parities load the same words: keeping
+    // them would cost registers that the chains need.
+    asm volatile("" : "+r"(pair));
+    Vec w[kBlocks][kParts];
     PORTOLAN_UNROLL
     for (int b = 0; b < kBlocks; ++b) {
       PORTOLAN_UNROLL
       for (int p = 0; p < kParts; ++p) {
-        chain[r][b][p] = MultiplyAdd(x_row, w[b][p], chain[r][b][p]);
+        UintVec both;
+        __builtin_memcpy(&both, pair + b * t.w_block_stride + p * 2 * kWidth,
+                         sizeof(both));
+        w[b][p] = kOdd ? (Vec)(both & 0xffff0000u) : (Vec)(both << 16);
+      }
+    }
+    PORTOLAN_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      const Vec x_row = Splat(x[r * t.x_stride]);
+      PORTOLAN_UNROLL
+      for (int b = 0; b < kBlocks; ++b) {
+        PORTOLAN_UNROLL
+        for (int p = 0; p < kParts; ++p) {
+          chain[r][b][p] = MultiplyAdd(x_row, w[b][p], chain[r][b][p]);
+        }
       }
     }
   }
-}
+};
 
-template <int kRows, int kBlocks, bool kPrefetch>
-void MultiplyTile(const VectorTile& t) {
+template <typename Steps, int kRows, int kBlocks, bool kPrefetch>
+void MultiplyTile(const VectorTile<typename Steps::Element>& t) {
   Vec sum[kRows][kBlocks][kParts];
   PORTOLAN_UNROLL
   for (int r = 0; r < kRows; ++r) {
@@ -101,7 +121,7 @@ void MultiplyTile(const VectorTile& t) {
       }
     }
   }
-  const float* x = t.x;
+  const typename Steps::Element* x = t.x;
   const uint16_t* w = t.w;
   // The end of a block leads to the one after those at work.
   int64_t ahead_kb = kTilesAhead;
@@ -121,14 +141,15 @@ void MultiplyTile(const VectorTile& t) {
       const uint16_t* next = w + b * t.w_block_stride + kAhead + skip;
       ahead[b] = next < t.w_last ? next : t.w_last;
     }
-    for (int64_t pair = 0; pair < kBlockK / 2; ++pair) {
+    for (int64_t k = 0; k < kBlockK; k += Steps::kInputs) {
       PORTOLAN_UNROLL
       for (int b = 0; b < kBlocks && kPrefetch; ++b) {
-        __builtin_prefetch(ahead[b] + pair * 2 * kLanes);
+        PORTOLAN_UNROLL
+        for (int64_t line = 0; line < Steps::kInputs * kLanes; line += kLine) {
+          __builtin_prefetch(ahead[b] + k * kLanes + line);
+        }
       }
-      const uint16_t* outputs = w + pair * 2 * kLanes;
-      StepChains<false>(t, x + 2 * pair, outputs, even);
-      StepChains<true>(t, x + 2 * pair + 1, outputs, odd);
+      Steps::Step(t, x + k, w + k * kLanes, even, odd);
     }
     PORTOLAN_UNROLL
     for (int r = 0; r < kRows; ++r) {
@@ -153,23 +174,25 @@ void MultiplyTile(const VectorTile& t) {
   }
 }
 
-using TileFunction = void (*)(const VectorTile&);
+template <typename Steps>
+using TileFunction = void (*)(const VectorTile<typename Steps::Element>&);
 
 // By number of rows - 1.
-template <int kBlocks, bool kPrefetch>
-constexpr TileFunction kTileFunctions[6] = {
-    MultiplyTile<1, kBlocks, kPrefetch>,
-    MultiplyTile<2, kBlocks, kPrefetch>,
-    MultiplyTile<3, kBlocks, kPrefetch>,
-    MultiplyTile<kTileRows == 6 ? 4 : 3, kBlocks, kPrefetch>,
-    MultiplyTile<kTileRows == 6 ? 5 : 3, kBlocks, kPrefetch>,
-    MultiplyTile<kTileRows == 6 ? 6 : 3, kBlocks, kPrefetch>};
+template <typename Steps, int kBlocks, bool kPrefetch>
+constexpr TileFunction<Steps> kTileFunctions[6] = {
+    MultiplyTile<Steps, 1, kBlocks, kPrefetch>,
+    MultiplyTile<Steps, 2, kBlocks, kPrefetch>,
+    MultiplyTile<Steps, 3, kBlocks, kPrefetch>,
+    MultiplyTile<Steps, kTileRows == 6 ? 4 : 3, kBlocks, kPrefetch>,
+    MultiplyTile<Steps, kTileRows == 6 ? 5 : 3, kBlocks, kPrefetch>,
+    MultiplyTile<Steps, kTileRows == 6 ? 6 : 3, kBlocks, kPrefetch>};
 
 // All rows over one group of output blocks, in register tiles of almost equal
 // size: one row alone takes nearly the time of two. The first tile brings the
 // weights into the cache.
-template <int kBlocks>
-void MultiplyBlocks(const MultiplyArgs& args, VectorTile tile) {
+template <typename Steps, int kBlocks>
+void MultiplyBlocks(const MultiplyArgs& args,
+                    VectorTile<typename Steps::Element> tile) {
   int64_t left = args.rows;
   int64_t tiles = (left + kTileRows - 1) / kTileRows;
   tile.next = tile.w + kBlocks * tile.w_block_stride;
@@ -182,9 +205,9 @@ void MultiplyBlocks(const MultiplyArgs& args, VectorTile tile) {
     tile.next_lines = done < kTileLines ? share : 0;
     const int64_t rows = (left + tiles - 1) / tiles;
     if (left == args.rows && args.w_end != nullptr) {
-      kTileFunctions<kBlocks, true>[rows - 1](tile);
+      kTileFunctions<Steps, kBlocks, true>[rows - 1](tile);
     } else {
-      kTileFunctions<kBlocks, false>[rows - 1](tile);
+      kTileFunctions<Steps, kBlocks, false>[rows - 1](tile);
     }
     tile.x += rows * tile.x_stride;
     tile.c += rows * tile.c_stride;
@@ -193,9 +216,11 @@ void MultiplyBlocks(const MultiplyArgs& args, VectorTile tile) {
   }
 }
 
+template <typename Steps>
 void MultiplyVector(const MultiplyArgs& args) {
-  VectorTile tile;
-  tile.x = static_cast<const float*>(args.x) + args.first_k_block * kBlockK;
+  using Element = typename Steps::Element;
+  VectorTile<Element> tile;
+  tile.x = static_cast<const Element*>(args.x) + args.first_k_block * kBlockK;
   tile.x_stride = args.x_k_blocks * kBlockK;
   tile.w_block_stride = args.w_block_stride;
   tile.k_blocks = args.k_blocks;
@@ -211,10 +236,10 @@ void MultiplyVector(const MultiplyArgs& args) {
     tile.w = static_cast<const uint16_t*>(args.w) + block * args.w_block_stride;
     tile.c = args.c + block * kLanes;
     if (pairs && block + 2 <= args.num_blocks) {
-      MultiplyBlocks<2>(args, tile);
+      MultiplyBlocks<Steps, 2>(args, tile);
       block += 2;
     } else {
-      MultiplyBlocks<1>(args, tile);
+      MultiplyBlocks<Steps, 1>(args, tile);
       block += 1;
     }
   }
@@ -250,10 +275,10 @@ int64_t PeakVector(int64_t iterations, float* sink) {
 constexpr KernelTable VectorTable() {
   KernelTable table = ReferenceTable();
   table.f32.row_group = kTileRows;
-  table.f32.multiply = MultiplyVector;
+  table.f32.multiply = MultiplyVector<FloatSteps>;
   table.bf16_few.row_group = kTileRows;
   table.bf16_few.prepare = WidenRowsVector;
-  table.bf16_few.multiply = MultiplyVector;
+  table.bf16_few.multiply = MultiplyVector<FloatSteps>;
   table.bf16_many = table.bf16_few;
   table.peak = PeakVector;
   return table;

@@ -101,6 +101,7 @@ const KernelTable& ScalarTable();     // no more than the base instruction set
 const KernelTable& ScalarFmaTable();  // the same source where FMA exists
 const KernelTable& Avx2Table();
 const KernelTable& Avx512Table();
+const KernelTable& Avx512Bf16Table();
 const KernelTable& AmxTable();
 
 }  // namespace portolan

@@ -20,6 +20,8 @@ const KernelTable& TableOf(CpuPath path) {
       return Avx2Table();
     case CpuPath::kAvx512:
       return Avx512Table();
+    case CpuPath::kAvx512Bf16:
+      return Avx512Bf16Table();
     case CpuPath::kAmx:
       return AmxTable();
   }

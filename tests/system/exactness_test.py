@@ -76,7 +76,7 @@ class ExactnessTest(unittest.TestCase):
 
     def test_cpu_paths(self):
         here = cpu_paths()
-        for path in ("scalar", "avx2", "avx512", "amx"):
+        for path in ("scalar", "avx2", "avx512", "avx512bf16", "amx"):
             with self.subTest(path=path):
                 if path not in here:
                     self.skipTest(f"this CPU has no {path}")

@@ -1,0 +1,14 @@
+#include "runtime/kernels/gemm_pairs.h"
+#include "runtime/kernels/gemm_quantised.h"
+#include "runtime/kernels/row_kernels.h"
+
+namespace portolan {
+namespace {
+
+constexpr KernelTable kTable = WithRowKernels(WithQuantised(PairTable()));
+
+}  // namespace
+
+const KernelTable& Avx512Bf16Table() { return kTable; }
+
+}  // namespace portolan
