@@ -4,6 +4,8 @@
 #include <cmath>
 #include <numeric>
 
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
 #include "experts/dot_rows.h"
 #include "runtime/base/check.h"
 
@@ -32,6 +34,19 @@ float InverseNorm(float square) {
 }
 
 }  // namespace
+
+std::string_view MapFormatName(MapFormat format) {
+  return format == MapFormat::kExact ? "exact" : "compact";
+}
+
+absl::StatusOr<MapFormat> ParseMapFormat(std::string_view name) {
+  for (const MapFormat format : {MapFormat::kExact, MapFormat::kCompact}) {
+    if (name == MapFormatName(format)) return format;
+  }
+  return absl::InvalidArgumentError(absl::StrCat(
+      absl::string_view(name.data(), name.size()),
+      " is no format of expert maps: there are exact and compact"));
+}
 
 ExpertMapStore::ExpertMapStore(const Shape& shape)
     : shape_(shape),
@@ -62,12 +77,23 @@ ExpertMapStore::ExpertMapStore(const Shape& shape)
   row_.resize(row_stride_);
 }
 
-int64_t ExpertMapStore::bytes() const {
-  return static_cast<int64_t>(
-      (embeddings_.size() + rows_.size() + scales_.size() +
-       prefix_norms_.size() + usefulness_.size()) *
-          sizeof(float) +
-      values_.size() + positions_.size() * sizeof(uint16_t));
+int64_t ExpertMapStore::bytes() const { return BytesOf(shape_); }
+
+int64_t ExpertMapStore::BytesOf(const Shape& shape) {
+  constexpr int64_t kFloat = sizeof(float);
+  const auto padded = [](int32_t values) {
+    return static_cast<int64_t>(PaddedRow(static_cast<size_t>(values)));
+  };
+  const int64_t row =
+      shape.format == MapFormat::kExact
+          ? padded(shape.num_experts) * kFloat
+          : shape.top_m * int64_t{sizeof(uint8_t) + sizeof(uint16_t)} + kFloat;
+  // Of a record: embedding, rows with their norms, usefulness, shared id,
+  // similarity, dot product and order.
+  const int64_t record = padded(shape.embedding_dim) * kFloat +
+                         shape.num_layers * (row + kFloat) + 4 * kFloat +
+                         int64_t{sizeof(uint64_t)};
+  return shape.capacity * record;
 }
 
 void ExpertMapStore::PadQuery(std::span<const float> values) {
@@ -140,20 +166,26 @@ int32_t ExpertMapStore::Add(std::span<const float> embedding,
   const int32_t place =
       size_ < shape_.capacity ? size_++ : ChoosePlace(embedding, map);
   StoreEmbedding(place, embedding);
-  float square = 0;
   for (int32_t layer = 0; layer < shape_.num_layers; ++layer) {
     StoreRow(place, layer, map.Row(layer));
-    // Of the row as it is kept, so that a record's cosine with itself is 1.
-    const auto kept =
-        std::span(row_).first(static_cast<size_t>(shape_.num_experts));
-    CopyRow(place, layer, kept);
-    square += SquaredNorm(kept);
-    prefix_norms_[Cell(place, layer)] = std::sqrt(square);
   }
   // Neither proven nor disproven.
-  usefulness_[static_cast<size_t>(place)] = 0.5f;
-  shared_ids_[static_cast<size_t>(place)] = 0;
+  FinishRecord(place, 0.5f);
   return place;
+}
+
+void ExpertMapStore::FinishRecord(int32_t record, float usefulness) {
+  // Of the rows as they are kept, so that a record's cosine with itself is 1.
+  const auto kept =
+      std::span(row_).first(static_cast<size_t>(shape_.num_experts));
+  float square = 0;
+  for (int32_t layer = 0; layer < shape_.num_layers; ++layer) {
+    CopyRow(record, layer, kept);
+    square += SquaredNorm(kept);
+    prefix_norms_[Cell(record, layer)] = std::sqrt(square);
+  }
+  usefulness_[static_cast<size_t>(record)] = usefulness;
+  shared_ids_[static_cast<size_t>(record)] = 0;
 }
 
 void ExpertMapStore::FillSimilarities(std::span<const float> embedding,
@@ -276,47 +308,99 @@ void ExpertMapStore::NearestEmbeddings(std::span<const float> embedding,
   }
 }
 
+void ExpertMapStore::SaveRow(int32_t record, int32_t layer,
+                             ByteWriter& out) const {
+  const size_t cell = Cell(record, layer);
+  if (shape_.format == MapFormat::kExact) {
+    out.PutArray(std::span(rows_).subspan(
+        cell * row_stride_, static_cast<size_t>(shape_.num_experts)));
+    return;
+  }
+  const auto top_m = static_cast<size_t>(shape_.top_m);
+  out.Put(scales_[cell]);
+  out.PutArray(std::span(positions_).subspan(cell * top_m, top_m));
+  out.PutArray(std::span(values_).subspan(cell * top_m, top_m));
+}
+
+bool ExpertMapStore::LoadRow(ByteReader& in, int32_t top_m,
+                             std::optional<int32_t> record, int32_t layer) {
+  const auto row =
+      std::span(row_).first(static_cast<size_t>(shape_.num_experts));
+  if (top_m == 0) {
+    const auto exact = in.GetArray<float>(row.size());
+    if (!in.ok() || !IsSane(exact)) return false;
+    if (record) StoreRow(*record, layer, exact);
+    return true;
+  }
+  const auto count = static_cast<size_t>(top_m);
+  const auto scale = in.Get<float>();
+  const auto positions = in.GetArray<uint16_t>(count);
+  const auto values = in.GetArray<uint8_t>(count);
+  const bool sound = in.ok() && scale >= 0 && scale < 1e12f &&
+                     std::ranges::all_of(positions, [&](uint16_t position) {
+                       return position < row.size();
+                     });
+  if (!sound || !record) return sound;
+  if (shape_.format == MapFormat::kCompact && top_m == shape_.top_m) {
+    const size_t cell = Cell(*record, layer);
+    const auto first = static_cast<std::ptrdiff_t>(cell * count);
+    scales_[cell] = scale;
+    std::ranges::copy(positions, positions_.begin() + first);
+    std::ranges::copy(values, values_.begin() + first);
+    return true;
+  }
+  std::ranges::fill(row, 0.0f);
+  for (size_t i = 0; i < count; ++i) {
+    row[positions[i]] = scale * static_cast<float>(values[i]);
+  }
+  StoreRow(*record, layer, row);
+  return true;
+}
+
 void ExpertMapStore::Save(ByteWriter& out) const {
   out.Put(shape_.embedding_dim);
   out.Put(shape_.num_layers);
   out.Put(shape_.num_experts);
+  if (shape_.format == MapFormat::kCompact) out.Put(shape_.top_m);
   out.Put(size_);
-  std::vector<float> row(static_cast<size_t>(shape_.num_experts));
   for (int32_t record = 0; record < size_; ++record) {
     out.Put(usefulness_[static_cast<size_t>(record)]);
     out.PutArray(std::span(embeddings_)
                      .subspan(static_cast<size_t>(record) * dim_stride_,
                               static_cast<size_t>(shape_.embedding_dim)));
     for (int32_t layer = 0; layer < shape_.num_layers; ++layer) {
-      CopyRow(record, layer, row);
-      out.PutArray(std::span<const float>(row));
+      SaveRow(record, layer, out);
     }
   }
 }
 
-bool ExpertMapStore::Load(ByteReader& in) {
+bool ExpertMapStore::Load(ByteReader& in, MapFormat saved) {
   if (in.Get<int32_t>() != shape_.embedding_dim ||
       in.Get<int32_t>() != shape_.num_layers ||
       in.Get<int32_t>() != shape_.num_experts) {
     return false;
   }
+  int32_t top_m = 0;
+  if (saved == MapFormat::kCompact) {
+    top_m = in.Get<int32_t>();
+    if (top_m <= 0 || top_m > shape_.num_experts) return false;
+  }
   const auto records = in.Get<int32_t>();
   size_ = 0;
   for (int32_t record = 0; record < records && in.ok(); ++record) {
+    std::optional<int32_t> place;
+    if (record >= records - shape_.capacity) place = size_;  // the oldest go
     const auto usefulness = in.Get<float>();
     const auto embedding =
         in.GetArray<float>(static_cast<size_t>(shape_.embedding_dim));
-    const auto map =
-        in.GetArray<float>(static_cast<size_t>(shape_.num_layers) *
-                           static_cast<size_t>(shape_.num_experts));
-    if (!in.ok() || !std::isfinite(usefulness) || !IsSane(embedding) ||
-        !IsSane(map)) {
+    if (!in.ok() || !std::isfinite(usefulness) || !IsSane(embedding)) {
       return false;
     }
-    if (record < records - shape_.capacity) continue;  // the oldest go
-    const int32_t place =
-        Add(embedding, {map, shape_.num_layers, shape_.num_experts});
-    usefulness_[static_cast<size_t>(place)] = usefulness;
+    if (place) StoreEmbedding(*place, embedding);
+    for (int32_t layer = 0; layer < shape_.num_layers; ++layer) {
+      if (!LoadRow(in, top_m, place, layer)) return false;
+    }
+    if (place) FinishRecord(size_++, usefulness);
   }
   return in.ok();
 }

@@ -3,8 +3,10 @@
 #include <cstdint>
 #include <optional>
 #include <span>
+#include <string_view>
 #include <vector>
 
+#include "absl/status/statusor.h"
 #include "experts/byte_codec.h"
 #include "runtime/base/matrix_view.h"
 
@@ -13,6 +15,10 @@ namespace portolan {
 // How rows of expert maps are kept: f32, or the largest `top_m` values of each
 // row in 8 bits with their positions (the rest reads as 0).
 enum class MapFormat : uint8_t { kExact, kCompact };
+
+std::string_view MapFormatName(MapFormat format);
+// Errors: kInvalidArgument naming the formats there are.
+absl::StatusOr<MapFormat> ParseMapFormat(std::string_view name);
 
 // Which record a full store gives up for a new one: the most similar to it (as
 // published), or of the most similar few the one whose matches helped least.
@@ -49,8 +55,9 @@ class ExpertMapStore {
 
   const Shape& shape() const { return shape_; }
   int32_t size() const { return size_; }
-  // Bytes that the records take.
+  // Bytes that the records take, and those of a store of such a shape.
   int64_t bytes() const;
+  static int64_t BytesOf(const Shape& shape);
 
   // Adds a record. embedding: [embedding_dim]; map: [num_layers, num_experts],
   // values >= 0. A full store replaces the redundant record. Returns its place.
@@ -92,10 +99,13 @@ class ExpertMapStore {
     return prefix_norms_[Cell(record, layer)];
   }
 
+  // Records as they are kept: compact ones stay compact.
   void Save(ByteWriter& out) const;
-  // Takes the records of a saved store of the same dimensions, the last ones
-  // if they are more than the capacity. False if the bytes hold no such store.
-  bool Load(ByteReader& in);
+  // Takes the records of a store of the same dimensions that was saved in
+  // `saved` format, the last ones if they are more than the capacity. A compact
+  // store takes exact records too, an exact one compact rows with what they
+  // lack as 0. False if the bytes hold no such store.
+  bool Load(ByteReader& in, MapFormat saved);
 
  private:
   size_t Cell(int32_t record, int32_t layer) const {
@@ -107,6 +117,13 @@ class ExpertMapStore {
   void FillSimilarities(std::span<const float> embedding,
                         MatrixView<const float> map);
   void StoreRow(int32_t record, int32_t layer, std::span<const float> row);
+  // Of a record whose embedding and rows are stored.
+  void FinishRecord(int32_t record, float usefulness);
+  void SaveRow(int32_t record, int32_t layer, ByteWriter& out) const;
+  // Reads a row, exact where `top_m` is 0, and stores it if `record` is given.
+  // False if there is no such row.
+  bool LoadRow(ByteReader& in, int32_t top_m, std::optional<int32_t> record,
+               int32_t layer);
   void StoreEmbedding(int32_t record, std::span<const float> embedding);
   void PadQuery(std::span<const float> values);
   // The places of the `top_k` largest values first in largest_.

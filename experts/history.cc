@@ -18,7 +18,9 @@
 namespace portolan {
 namespace {
 
-constexpr std::string_view kMagic = "PTLHIST1";
+// Version 2 says how maps are kept; in version 1 all are exact.
+constexpr std::string_view kMagic = "PTLHIST2";
+constexpr std::string_view kOldMagic = "PTLHIST1";
 constexpr int64_t kTokenTableBytes = 64 << 20;
 
 ExpertMapStore::Shape StoreShape(const HistoryShape& shape, int32_t capacity) {
@@ -27,9 +29,16 @@ ExpertMapStore::Shape StoreShape(const HistoryShape& shape, int32_t capacity) {
           .num_layers = shape.num_layers,
           .num_experts = shape.num_experts,
           .format = shape.format,
-          .top_m = std::min(shape.num_experts, 2 * shape.top_k),
+          .top_m = std::min(shape.num_experts, 4 * shape.top_k),
           .replacement = shape.replacement,
           .distance = shape.distance};
+}
+
+TokenTable::Shape TokenTableShape(const HistoryShape& shape) {
+  return {.num_layers = shape.num_layers,
+          .num_experts = shape.num_experts,
+          .top_k = shape.top_k,
+          .capacity = shape.token_ids};
 }
 
 bool AllFinite(std::span<const float> values) {
@@ -38,6 +47,13 @@ bool AllFinite(std::span<const float> values) {
 }
 
 }  // namespace
+
+int64_t HistoryBytes(const HistoryShape& shape) {
+  return ExpertMapStore::BytesOf(StoreShape(shape, shape.iterations)) +
+         ExpertMapStore::BytesOf(StoreShape(shape, shape.sequences)) +
+         2 * TokenTable::BytesOf(TokenTableShape(shape)) +
+         int64_t{shape.num_layers} * shape.num_experts * int64_t{sizeof(float)};
+}
 
 int32_t TokenTableCapacity(int32_t num_layers, int32_t num_experts) {
   const int64_t per_token = static_cast<int64_t>(num_layers) * num_experts;
@@ -60,10 +76,7 @@ History::History(const HistoryShape& shape)
     : shape_(shape),
       iterations_(StoreShape(shape, shape.iterations)),
       sequences_(StoreShape(shape, shape.sequences)),
-      tokens_({.num_layers = shape.num_layers,
-               .num_experts = shape.num_experts,
-               .top_k = shape.top_k,
-               .capacity = shape.token_ids}),
+      tokens_(TokenTableShape(shape)),
       followers_(tokens_.shape()),
       popularity_(static_cast<size_t>(shape.num_layers) *
                       static_cast<size_t>(shape.num_experts),
@@ -120,6 +133,7 @@ void History::Learn(const IterationRecord& record, uint64_t shared_id) {
 std::string History::Serialize() const {
   ByteWriter out;
   out.PutArray(std::span(kMagic));
+  out.Put(static_cast<uint8_t>(shape_.format));
   out.Put(shape_.num_layers);
   out.Put(shape_.num_experts);
   out.Put(shape_.top_k);
@@ -140,11 +154,12 @@ std::string History::Serialize() const {
 absl::Status History::Parse(std::string_view text) {
   const auto bytes = std::as_bytes(std::span(text));
   constexpr size_t kSum = sizeof(uint64_t);
-  if (!text.starts_with(kMagic) || text.size() < kMagic.size() + kSum) {
+  const bool is_old = text.starts_with(kOldMagic);
+  if ((!text.starts_with(kMagic) && !is_old) ||
+      text.size() < kMagic.size() + kSum) {
     return absl::DataLossError(
-        "not a history of this version (PTLHIST1): name another file, or "
-        "remove "
-        "it, it is rebuilt");
+        "not a history of this version (PTLHIST2): name another file, or "
+        "remove it, it is rebuilt");
   }
   ByteReader sum(bytes.last(kSum));
   if (sum.Get<uint64_t>() != Hash64(bytes.first(bytes.size() - kSum))) {
@@ -152,6 +167,7 @@ absl::Status History::Parse(std::string_view text) {
         "the history is damaged (checksum): remove it, it is rebuilt");
   }
   ByteReader in(bytes.first(bytes.size() - kSum).subspan(kMagic.size()));
+  const auto format = is_old ? MapFormat::kExact : in.Get<MapFormat>();
   const bool same_shape = in.Get<int32_t>() == shape_.num_layers &&
                           in.Get<int32_t>() == shape_.num_experts &&
                           in.Get<int32_t>() == shape_.top_k &&
@@ -162,23 +178,31 @@ absl::Status History::Parse(std::string_view text) {
         "the history belongs to another model or numerics: use one file for "
         "each");
   }
-  History loaded(shape_);
-  loaded.popularity_ = in.GetArray<float>(popularity_.size());
-  bool sound = in.ok() && in.Get<uint32_t>() == mixers_.size();
-  for (size_t i = 0; sound && i < mixers_.size(); ++i) {
-    const auto weights = in.GetArray<float>(mixers_[i].num_inputs());
-    sound = in.ok() && AllFinite(weights);
-    if (sound) std::ranges::copy(weights, loaded.mixers_[i].weights().begin());
+  if (format == MapFormat::kCompact && shape_.format == MapFormat::kExact) {
+    return absl::FailedPreconditionError(
+        "the history is compact, and exact maps cannot be made of compact "
+        "ones: add --history-format compact, or name another file");
   }
-  sound = sound && AllFinite(loaded.popularity_) && loaded.tokens_.Load(in) &&
-          loaded.followers_.Load(in) && loaded.sequences_.Load(in) &&
-          loaded.iterations_.Load(in) && in.remaining() == 0;
-  if (!sound) {
+  History loaded(shape_);
+  if (format > MapFormat::kCompact || !loaded.ParseBody(in, format)) {
     return absl::DataLossError(
         "the history holds what no history can: remove it, it is rebuilt");
   }
   *this = std::move(loaded);
   return absl::OkStatus();
+}
+
+bool History::ParseBody(ByteReader& in, MapFormat format) {
+  popularity_ = in.GetArray<float>(popularity_.size());
+  if (!in.ok() || in.Get<uint32_t>() != mixers_.size()) return false;
+  for (Mixer& mixer : mixers_) {
+    const auto weights = in.GetArray<float>(mixer.num_inputs());
+    if (!in.ok() || !AllFinite(weights)) return false;
+    std::ranges::copy(weights, mixer.weights().begin());
+  }
+  return AllFinite(popularity_) && tokens_.Load(in) && followers_.Load(in) &&
+         sequences_.Load(in, format) && iterations_.Load(in, format) &&
+         in.remaining() == 0;
 }
 
 absl::Status History::Save(const std::string& path) const {

@@ -29,6 +29,12 @@ struct HistoryShape {
   MapReplacement replacement = MapReplacement::kSimilarity;
 };
 
+// Records of a store of maps that a user may ask for.
+inline constexpr int32_t kMaxHistoryCapacity = 10'000'000;
+
+// Bytes of the stores of such a history.
+int64_t HistoryBytes(const HistoryShape& shape);
+
 // Token ids worth remembering for a model of this shape: 16384, or what takes
 // 64 MiB.
 int32_t TokenTableCapacity(int32_t num_layers, int32_t num_experts);
@@ -40,7 +46,7 @@ HistoryShape HistoryShapeOf(const TraceHeader& header, int32_t distance = 3);
 // is, and the weights of the prediction sources. Predictors read it and learn
 // into it; a copy is a snapshot.
 //
-// Thread-compatible. Memory: the stores' bytes(), allocated at construction.
+// Thread-compatible. Memory: HistoryBytes(), allocated at construction.
 class History {
  public:
   explicit History(const HistoryShape& shape);
@@ -81,9 +87,10 @@ class History {
   // file or the new one, never half of one. Errors: naming the file.
   absl::Status Save(const std::string& path) const;
 
-  // Replaces the content. Errors, after which nothing has changed: kNotFound;
-  // kDataLoss naming the file if it is damaged or of another version;
-  // kFailedPrecondition if it belongs to another model.
+  // Replaces the content. A compact history takes an exact file too. Errors,
+  // after which nothing has changed: kNotFound; kDataLoss naming the file if it
+  // is damaged or of another version; kFailedPrecondition if it belongs to
+  // another model, or is compact where this history is exact.
   absl::Status Load(const std::string& path);
 
   // As the file, without it: what the coordinator keeps and hands out.
@@ -91,6 +98,9 @@ class History {
   absl::Status Parse(std::string_view bytes);
 
  private:
+  // What follows the header.
+  bool ParseBody(ByteReader& in, MapFormat format);
+
   HistoryShape shape_;
   ExpertMapStore iterations_;
   ExpertMapStore sequences_;

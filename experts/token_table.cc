@@ -14,6 +14,11 @@ TokenTable::TokenTable(const Shape& shape)
   PORTOLAN_CHECK(shape.capacity >= static_cast<int32_t>(kWays));
 }
 
+int64_t TokenTable::BytesOf(const Shape& shape) {
+  const int64_t counts = int64_t{shape.num_layers} * shape.num_experts;
+  return shape.capacity * (counts + int64_t{sizeof(int32_t) + sizeof(uint8_t)});
+}
+
 size_t TokenTable::FirstPlace(int32_t token) const {
   // Ids below the capacity never collide: small vocabularies are held whole.
   const size_t places = tokens_.size() - kWays + 1;

@@ -29,6 +29,8 @@ class TokenTable {
   explicit TokenTable(const Shape& shape);
 
   const Shape& shape() const { return shape_; }
+  // Of a table of such a shape.
+  static int64_t BytesOf(const Shape& shape);
 
   // What is known of a token: times it was seen and, of these, how often it
   // went to each expert of a layer ([num_experts]; empty if never seen).

@@ -1,5 +1,6 @@
 #include "launcher/coordinator_options.h"
 
+#include "experts/history.h"
 #include "launcher/flags.h"
 #include "launcher/version.h"
 
@@ -23,6 +24,10 @@ void AddLimits(CLI::App& command, CoordinatorOptions& options) {
           "Longest prompt");
   AddFlag(command, "--max-message-bytes", options.max_message_bytes,
           "Longest message");
+  AddFlag(command, "--shared-history-capacity", options.expert_maps.max_rows,
+          "Expert maps of tokens, and of sequences, that the ranks of a model "
+          "share")
+      ->check(CLI::Range(size_t{1}, size_t{kMaxHistoryCapacity}));
 }
 
 void AddSecurity(CLI::App& command, SecurityOptions& security) {

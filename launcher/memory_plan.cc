@@ -68,13 +68,6 @@ int64_t WorkBytes(const JobOptions& options, const ModelConfig& config,
          selections * (config.expert_intermediate * act + 8);
 }
 
-int64_t HistoryBytes(const HistoryShape& shape) {
-  const int64_t map = int64_t{shape.num_layers} * shape.num_experts;
-  const int64_t record = (shape.hidden + map + shape.num_layers) * int64_t{4};
-  return 2 * int64_t{shape.token_ids} * map +
-         (int64_t{shape.iterations} + shape.sequences) * record;
-}
-
 }  // namespace
 
 OwnerTable ContiguousOwners(const ModelConfig& config, int world_size) {
@@ -131,7 +124,7 @@ ExchangeOptions ExchangeOptionsOf(const JobOptions& options,
   return exchange;
 }
 
-HistoryShape HistoryShapeOf(const Model& model) {
+HistoryShape HistoryShapeOf(const JobOptions& options, const Model& model) {
   const ModelConfig& config = model.config;
   return {
       .num_layers = config.num_layers,
@@ -139,7 +132,11 @@ HistoryShape HistoryShapeOf(const Model& model) {
       .top_k = config.top_k,
       .hidden = static_cast<int32_t>(config.hidden),
       .numerics_id = model.fingerprint,
-      .token_ids = TokenTableCapacity(config.num_layers, config.num_experts)};
+      .iterations = options.history_capacity,
+      .sequences = options.history_capacity,
+      .token_ids = TokenTableCapacity(config.num_layers, config.num_experts),
+      .distance = options.prefetch_distance,
+      .format = options.history_format};
 }
 
 int64_t RankMemory::other_bytes() const {
@@ -180,7 +177,7 @@ absl::StatusOr<RankMemory> PlanRankMemory(const JobOptions& options,
   memory.work_bytes = WorkBytes(options, config, world_size);
   memory.rope_bytes =
       RopeTable::Bytes(config.rope.rotary_dim, RopePositions(config, kv_pages));
-  memory.history_bytes = HistoryBytes(HistoryShapeOf(model));
+  memory.history_bytes = HistoryBytes(HistoryShapeOf(options, model));
   memory.program_bytes = kProgramBytes;
   return memory;
 }

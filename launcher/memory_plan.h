@@ -37,7 +37,7 @@ absl::StatusOr<int32_t> NumKvPages(const JobOptions& options,
 ExchangeOptions ExchangeOptionsOf(const JobOptions& options,
                                   const ModelConfig& config);
 
-HistoryShape HistoryShapeOf(const Model& model);
+HistoryShape HistoryShapeOf(const JobOptions& options, const Model& model);
 
 // One rank's share. Sizes are bytes.
 struct RankMemory {

@@ -100,6 +100,7 @@ void AddSizes(CLI::App& command, JobOptions& options) {
       command, "--history", options.history_file,
       "Expert-map history: read if it is there, written at the end with what "
       "all ranks learnt");
+  AddHistoryOptions(command, options.history_format, options.history_capacity);
   AddFlag(
       command, "--trace", options.trace_file,
       "Record what the gates say to this file (one per rank: FILE.0, FILE.1 "
@@ -239,6 +240,18 @@ absl::Status CheckCanWrite(std::string_view flag, const std::string& path) {
     return refuse(absl::StatusCode::kPermissionDenied, "permission denied");
   }
   return absl::OkStatus();
+}
+
+void AddHistoryOptions(CLI::App& command, MapFormat& format,
+                       int32_t& capacity) {
+  AddParsedFlag<MapFormat>(
+      command, "--history-format", ParseMapFormat,
+      [&format](MapFormat parsed) { format = parsed; },
+      "How expert maps are kept: exact (default), or compact: the largest "
+      "probabilities of each layer in 8 bits");
+  AddFlag(command, "--history-capacity", capacity,
+          "Expert maps of tokens, and of sequences, that are kept")
+      ->check(CLI::Range(1, kMaxHistoryCapacity));
 }
 
 void AddWorldOptions(CLI::App& command, WorldOptions& options) {

@@ -6,6 +6,7 @@
 
 #include "absl/status/status.h"
 #include "comm/token_exchange.h"
+#include "experts/history.h"
 #include "launcher/prompts.h"
 #include "runtime/kernels/activation.h"
 #include "runtime/kernels/cpu_path.h"
@@ -73,12 +74,14 @@ struct JobOptions : WorldOptions {
   std::string pack_dir;                 // of the expert pack; beside the model
   bool experts_in_host_memory = false;  // all, as a tier behind the slots
   std::string history_file;             // read at the start, written at the end
-  std::string trace_file;               // written; see trace.h
-  std::string profile_file;             // written; see profile.h
-  int32_t batch = 8;                    // sequences decoded together, per rank
-  int64_t tokens_per_step = 512;        // of one rank
-  int64_t kv_memory_bytes = 0;          // of one rank; 0: as the batch needs
-  bool share_prefixes = true;           // reuse KV pages of equal beginnings
+  MapFormat history_format = MapFormat::kExact;
+  int32_t history_capacity = HistoryShape{}.iterations;  // maps of each kind
+  std::string trace_file;                                // written; see trace.h
+  std::string profile_file;       // written; see profile.h
+  int32_t batch = 8;              // sequences decoded together, per rank
+  int64_t tokens_per_step = 512;  // of one rank
+  int64_t kv_memory_bytes = 0;    // of one rank; 0: as the batch needs
+  bool share_prefixes = true;     // reuse KV pages of equal beginnings
   int64_t exchange_memory_bytes = 256 << 20;
   int64_t memory_available = 0;  // to this host's ranks; 0: as it says
   double step_timeout_s = 120;
@@ -97,6 +100,9 @@ struct JobOptions : WorldOptions {
   // All but the world and the files to write, which `plan` has not.
   absl::Status ValidateJob() const;
 };
+
+// --history-format and --history-capacity.
+void AddHistoryOptions(CLI::App& command, MapFormat& format, int32_t& capacity);
 
 void AddWorldOptions(CLI::App& command, WorldOptions& options);
 void AddJobOptions(CLI::App& command, JobOptions& options);

@@ -42,6 +42,7 @@ struct Plan {
   int64_t available = 0;      // of a host
   int64_t largest_slots = 0;  // of a rank, for the fullest host; < 0: none
   int64_t host_bytes = 0;     // of the fullest host
+  HistoryShape history;       // of each rank
   std::optional<ReplayResult> replay;
   std::string link;
 };
@@ -67,13 +68,12 @@ absl::Status ReplayTrace(const PlanOptions& options, int num_ranks,
                        .expert_memory = options.job.expert_memory};
   replay.policy.distance = options.job.prefetch_distance;
   PORTOLAN_ASSIGN_OR_RETURN(replay.link, ParseLinkSpec(plan.link));
-  std::unique_ptr<History> history;
+  History history(plan.history);
   if (!options.job.history_file.empty()) {
-    history = std::make_unique<History>(HistoryShapeOf(trace.header));
-    PORTOLAN_RETURN_IF_ERROR(history->Load(options.job.history_file));
+    PORTOLAN_RETURN_IF_ERROR(history.Load(options.job.history_file));
   }
   PORTOLAN_ASSIGN_OR_RETURN(
-      plan.replay, Replay(trace, options.job.policy, replay, history.get()));
+      plan.replay, Replay(trace, options.job.policy, replay, &history));
   return absl::OkStatus();
 }
 
@@ -84,6 +84,7 @@ absl::StatusOr<Plan> MakePlan(const PlanOptions& options) {
   const int num_ranks = std::max(1, options.job.ranks);
   Plan plan;
   plan.layers = model.config.num_layers;
+  plan.history = HistoryShapeOf(options.job, model);
   for (int rank = 0; rank < num_ranks; ++rank) {
     PORTOLAN_ASSIGN_OR_RETURN(
         plan.ranks.emplace_back(),
@@ -137,10 +138,27 @@ double StallPerToken(const ReplayResult& result) {
          static_cast<double>(std::max<int64_t>(1, result.total.tokens));
 }
 
+int64_t HistoryBytesAs(MapFormat format, HistoryShape shape) {
+  shape.format = format;
+  return HistoryBytes(shape);
+}
+
+MapFormat OtherFormat(MapFormat format) {
+  return format == MapFormat::kExact ? MapFormat::kCompact : MapFormat::kExact;
+}
+
+Json HistoryJson(const HistoryShape& shape) {
+  return {{"format", MapFormatName(shape.format)},
+          {"capacity", shape.iterations},
+          {"exact_bytes", HistoryBytesAs(MapFormat::kExact, shape)},
+          {"compact_bytes", HistoryBytesAs(MapFormat::kCompact, shape)}};
+}
+
 Json PlanJson(const PlanOptions& options, const Plan& plan) {
   Json json = {{"model", options.job.model_dir},
                {"ranks", plan.ranks.size()},
                {"kv_tokens", plan.kv_tokens},
+               {"history", HistoryJson(plan.history)},
                {"weight_bytes_read", plan.bytes_read},
                {"available_bytes", plan.available},
                {"host_bytes", plan.host_bytes},
@@ -185,6 +203,14 @@ void PrintPlan(const PlanOptions& options, const Plan& plan) {
   std::printf("KV: %s a token, room for %lld tokens on each rank\n",
               Size(plan.ranks[0].kv_bytes_per_token).c_str(),
               static_cast<long long>(plan.kv_tokens));
+  std::printf(
+      "history: %s of %d maps of tokens and as many of sequences, %s (%s would "
+      "take %s)\n",
+      Size(HistoryBytes(plan.history)).c_str(), plan.history.iterations,
+      std::string(MapFormatName(plan.history.format)).c_str(),
+      std::string(MapFormatName(OtherFormat(plan.history.format))).c_str(),
+      Size(HistoryBytesAs(OtherFormat(plan.history.format), plan.history))
+          .c_str());
   std::printf(
       "a host's ranks take %s of %s available: %s\n",
       Size(plan.host_bytes).c_str(), Size(plan.available).c_str(),

@@ -18,6 +18,7 @@
 #include "experts/replay_report.h"
 #include "launcher/console.h"
 #include "launcher/flags.h"
+#include "launcher/options.h"
 #include "runtime/base/status_macros.h"
 
 namespace portolan {
@@ -31,6 +32,8 @@ struct ReplayCommand {
   int32_t ranks = 1;
   int32_t distance = PolicyOptions{}.distance;
   std::string history;
+  MapFormat history_format = MapFormat::kExact;
+  int32_t history_capacity = HistoryShape{}.iterations;
   std::string learn;
   std::string map_replacement = "similarity";
   std::string plot;
@@ -58,6 +61,9 @@ absl::StatusOr<std::unique_ptr<History>> PrepareHistory(
     const ReplayCommand& command, const TraceHeader& header,
     const PolicyOptions& options) {
   HistoryShape shape = HistoryShapeOf(header, options.distance);
+  shape.format = command.history_format;
+  shape.iterations = command.history_capacity;
+  shape.sequences = command.history_capacity;
   if (command.map_replacement == "usefulness") {
     shape.replacement = MapReplacement::kUsefulness;
   }
@@ -187,6 +193,8 @@ void AddReplayCommand(CLI::App& app, int& exit_code) {
           "Layers ahead that fmoe and eam foretell");
   AddFlag(*replay, "--history", command->history,
           "Saved history that predictors begin with");
+  AddHistoryOptions(*replay, command->history_format,
+                    command->history_capacity);
   AddFlag(*replay, "--learn", command->learn,
           "Trace that predictors learn from first");
   AddFlag(*replay, "--map-replacement", command->map_replacement,

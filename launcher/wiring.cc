@@ -141,9 +141,7 @@ void RankRuntime::WireThreads() {
 absl::Status RankRuntime::WireForesight() {
   PORTOLAN_RETURN_IF_ERROR(CheckPolicyName(options_.policy));
   const ModelConfig& config = model_.config;
-  HistoryShape remembered = HistoryShapeOf(model_);
-  remembered.distance = options_.prefetch_distance;
-  history_ = std::make_unique<History>(remembered);
+  history_ = std::make_unique<History>(HistoryShapeOf(options_, model_));
   if (!options_.history_file.empty()) {
     const absl::Status loaded = history_->Load(options_.history_file);
     if (!loaded.ok() && !absl::IsNotFound(loaded)) return loaded;

@@ -1,10 +1,14 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <fstream>
+#include <span>
 #include <string>
+#include <vector>
 
+#include "experts/hash64.h"
 #include "experts/history.h"
 
 namespace portolan {
@@ -96,6 +100,125 @@ TEST_F(HistoryFileTest, ErrorsNameTheFileAndTheRemedy) {
       testing::AllOf(testing::HasSubstr(path_),
                      testing::HasSubstr("not a history of this version"),
                      testing::HasSubstr("remove it")));
+}
+
+// Rows of twelve experts, of which a compact history keeps four times top-k.
+HistoryShape WideShape(MapFormat format) {
+  return {.num_layers = 2,
+          .num_experts = 12,
+          .top_k = 2,
+          .hidden = 3,
+          .numerics_id = 17,
+          .iterations = 4,
+          .sequences = 4,
+          .token_ids = 8,
+          .format = format};
+}
+
+History Wide(MapFormat format) {
+  History history(WideShape(format));
+  std::vector<float> map(2 * 12);
+  for (size_t i = 0; i < map.size(); ++i) {
+    map[i] = 1.0f / static_cast<float>(1 + (i * 7) % 12);
+  }
+  history.Learn(IterationRecord{.embedding = {0, 1, 0}, .map = map});
+  history.Learn(SequenceRecord{.context = {0.3f, 0.7f, 1},
+                               .map = map,
+                               .tokens = {7},
+                               .experts = {0, 1, 2, 3}});
+  return history;
+}
+
+std::vector<float> FirstRow(const ExpertMapStore& store) {
+  std::vector<float> row(static_cast<size_t>(store.shape().num_experts));
+  store.CopyRow(0, 0, row);
+  return row;
+}
+
+TEST_F(HistoryFileTest, ACompactOneComesBackToTheBitAndTakesFewerBytes) {
+  const History saved = Wide(MapFormat::kCompact);
+  ASSERT_TRUE(saved.Save(path_).ok());
+  History loaded(WideShape(MapFormat::kCompact));
+
+  ASSERT_TRUE(loaded.Load(path_).ok());
+
+  EXPECT_EQ(FirstRow(loaded.iterations()),
+            FirstRow(Wide(MapFormat::kCompact).iterations()));
+  const std::string bytes = loaded.Serialize();
+  EXPECT_EQ(loaded.iterations().size(), 1);
+  EXPECT_LT(bytes.size(), Wide(MapFormat::kExact).Serialize().size());
+  History again(WideShape(MapFormat::kCompact));
+  ASSERT_TRUE(again.Parse(bytes).ok());
+  EXPECT_EQ(again.Serialize(), bytes);
+}
+
+TEST_F(HistoryFileTest, AnExactFileBecomesCompactAsIfItHadBeenLearntSo) {
+  ASSERT_TRUE(Wide(MapFormat::kExact).Save(path_).ok());
+  History loaded(WideShape(MapFormat::kCompact));
+
+  ASSERT_TRUE(loaded.Load(path_).ok());
+
+  History learnt = Wide(MapFormat::kCompact);
+  EXPECT_EQ(FirstRow(loaded.iterations()), FirstRow(learnt.iterations()));
+  EXPECT_EQ(FirstRow(loaded.sequences()), FirstRow(learnt.sequences()));
+  EXPECT_EQ(std::ranges::count(FirstRow(loaded.iterations()), 0.0f), 12 - 8);
+}
+
+TEST_F(HistoryFileTest, ACompactFileIsRefusedWhereMapsAreExact) {
+  ASSERT_TRUE(Wide(MapFormat::kCompact).Save(path_).ok());
+  History history = Wide(MapFormat::kExact);
+  const std::string before = history.Serialize();
+
+  const absl::Status status = history.Load(path_);
+
+  EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(status.message()),
+              testing::AllOf(testing::HasSubstr(path_),
+                             testing::HasSubstr("--history-format compact"),
+                             testing::HasSubstr("name another file")));
+  EXPECT_EQ(history.Serialize(), before);
+}
+
+TEST_F(HistoryFileTest, AnyDamagedByteOfACompactOneIsNoticed) {
+  const std::string sound = Wide(MapFormat::kCompact).Serialize();
+  History history(WideShape(MapFormat::kCompact));
+  for (size_t place = 0; place < sound.size(); ++place) {
+    std::string damaged = sound;
+    damaged[place] = static_cast<char>(damaged[place] ^ 0x10);
+
+    ASSERT_EQ(history.Parse(damaged).code(), absl::StatusCode::kDataLoss)
+        << "byte " << place;
+  }
+}
+
+std::string WithChecksum(std::string bytes) {
+  const uint64_t sum = Hash64(std::as_bytes(std::span(bytes)));
+  bytes.append(reinterpret_cast<const char*>(&sum), sizeof(sum));
+  return bytes;
+}
+
+TEST_F(HistoryFileTest, OneOfVersionOneIsStillRead) {
+  const History saved = Wide(MapFormat::kExact);
+  std::string bytes = saved.Serialize();
+  // It had no format.
+  bytes = WithChecksum("PTLHIST1" +
+                       bytes.substr(9, bytes.size() - 9 - sizeof(uint64_t)));
+  History loaded(WideShape(MapFormat::kExact));
+
+  ASSERT_TRUE(loaded.Parse(bytes).ok());
+
+  EXPECT_EQ(loaded.Serialize(), saved.Serialize());
+}
+
+TEST_F(HistoryFileTest, AFormatThatIsNoneIsNoticedBehindARightChecksum) {
+  std::string bytes = Wide(MapFormat::kExact).Serialize();
+  bytes.resize(bytes.size() - sizeof(uint64_t));
+  bytes[8] = 2;
+
+  History history(WideShape(MapFormat::kCompact));
+
+  EXPECT_EQ(history.Parse(WithChecksum(bytes)).code(),
+            absl::StatusCode::kDataLoss);
 }
 
 TEST_F(HistoryFileTest, AnotherModelOrShapeIsRefused) {

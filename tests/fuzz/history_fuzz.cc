@@ -16,14 +16,17 @@
 namespace portolan {
 namespace {
 
-constexpr HistoryShape kShape = {.num_layers = 2,
-                                 .num_experts = 4,
-                                 .top_k = 1,
-                                 .hidden = 3,
-                                 .numerics_id = 1,
-                                 .iterations = 4,
-                                 .sequences = 4,
-                                 .token_ids = 16};
+constexpr HistoryShape Shape(MapFormat format) {
+  return {.num_layers = 2,
+          .num_experts = 4,
+          .top_k = 1,
+          .hidden = 3,
+          .numerics_id = 1,
+          .iterations = 4,
+          .sequences = 4,
+          .token_ids = 16,
+          .format = format};
+}
 
 // With the checksum that its bytes ask for, so that mutations get past it.
 std::string WithChecksum(std::string_view body) {
@@ -36,7 +39,8 @@ std::string WithChecksum(std::string_view body) {
 }
 
 void Use(History& history) {
-  const std::vector<float> embedding(static_cast<size_t>(kShape.hidden), 1.0f);
+  const std::vector<float> embedding(
+      static_cast<size_t>(history.shape().hidden), 1.0f);
   const std::vector<float> map(8, 0.25f);
   const std::vector<int32_t> experts = {0, 1};
   std::vector<ExpertMapStore::Match> matches;
@@ -47,8 +51,17 @@ void Use(History& history) {
   }
   history.iterations().Add(embedding, {map, 2, 4});
   history.tokens().Learn(3, experts);
-  History copy(kShape);
+  History copy(history.shape());
   PORTOLAN_CHECK(copy.Parse(history.Serialize()).ok());
+}
+
+void ParseAs(MapFormat format, std::string_view text) {
+  History history(Shape(format));
+  history.Parse(text).IgnoreError();
+  if (text.size() < 8) return;
+  if (history.Parse(WithChecksum(text.substr(0, text.size() - 8))).ok()) {
+    Use(history);
+  }
 }
 
 }  // namespace
@@ -57,11 +70,7 @@ void Use(History& history) {
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using namespace portolan;
   const std::string_view text(reinterpret_cast<const char*>(data), size);
-  History history(kShape);
-  history.Parse(text).IgnoreError();
-  if (size < 8) return 0;
-  if (history.Parse(WithChecksum(text.substr(0, size - 8))).ok()) {
-    Use(history);
-  }
+  ParseAs(MapFormat::kExact, text);
+  ParseAs(MapFormat::kCompact, text);
   return 0;
 }

@@ -95,26 +95,32 @@ void WriteTrace(const Corpus& corpus, const std::string& name,
 
 void WriteHistories(const Corpus& corpus) {
   // The shape that history_fuzz expects.
-  History history({.num_layers = 2,
-                   .num_experts = 4,
-                   .top_k = 1,
-                   .hidden = 3,
-                   .numerics_id = 1,
-                   .iterations = 4,
-                   .sequences = 4,
-                   .token_ids = 16});
-  corpus.Write("history_fuzz", "empty", history.Serialize());
+  HistoryShape shape{.num_layers = 2,
+                     .num_experts = 4,
+                     .top_k = 1,
+                     .hidden = 3,
+                     .numerics_id = 1,
+                     .iterations = 4,
+                     .sequences = 4,
+                     .token_ids = 16};
+  corpus.Write("history_fuzz", "empty", History(shape).Serialize());
   const std::vector<float> embedding = {1, 2, 3};
   const std::vector<float> map = {0.1f, 0.2f, 0.3f, 0.4f,
                                   0.4f, 0.3f, 0.2f, 0.1f};
-  for (int i = 0; i < 6; ++i) {
-    history.Learn(IterationRecord{.embedding = embedding, .map = map});
-    history.Learn(SequenceRecord{.context = embedding,
-                                 .map = map,
-                                 .tokens = {i, i + 1},
-                                 .experts = {0, 1, 2, 3}});
+  for (const MapFormat format : {MapFormat::kExact, MapFormat::kCompact}) {
+    shape.format = format;
+    History history(shape);
+    for (int i = 0; i < 6; ++i) {
+      history.Learn(IterationRecord{.embedding = embedding, .map = map});
+      history.Learn(SequenceRecord{.context = embedding,
+                                   .map = map,
+                                   .tokens = {i, i + 1},
+                                   .experts = {0, 1, 2, 3}});
+    }
+    corpus.Write("history_fuzz",
+                 format == MapFormat::kExact ? "full" : "compact",
+                 history.Serialize());
   }
-  corpus.Write("history_fuzz", "full", history.Serialize());
 }
 
 void WritePackHeaders(const Corpus& corpus) {
