@@ -260,7 +260,9 @@ absl::Status RunRank(const GenerateOptions& options, const Model& model,
 
 absl::StatusOr<std::vector<Prompt>> CollectPrompts(
     const GenerateOptions& options) {
-  PORTOLAN_RETURN_IF_ERROR(CheckCanWrite("--stats", options.stats_file));
+  std::vector<WrittenFile> files = options.job.WrittenFiles();
+  files.push_back({"--stats", options.stats_file});
+  PORTOLAN_RETURN_IF_ERROR(CheckCanWrite(files));
   if (!options.prompts_file.empty()) return ReadPrompts(options.prompts_file);
   Prompt prompt;
   prompt.id = "0";

@@ -8,8 +8,10 @@
 #include <filesystem>
 #include <functional>
 #include <initializer_list>
+#include <map>
 #include <span>
 #include <string_view>
+#include <vector>
 
 #include "CLI/CLI.hpp"
 #include "absl/strings/numbers.h"
@@ -212,10 +214,31 @@ absl::Status JobOptions::ValidateJob() const {
 
 absl::Status JobOptions::Validate() const {
   PORTOLAN_RETURN_IF_ERROR(ValidateJob());
-  PORTOLAN_RETURN_IF_ERROR(CheckCanWrite("--trace", trace_file));
-  PORTOLAN_RETURN_IF_ERROR(CheckCanWrite("--history", history_file));
-  PORTOLAN_RETURN_IF_ERROR(CheckCanWrite("--profile", profile_file));
+  PORTOLAN_RETURN_IF_ERROR(CheckCanWrite(WrittenFiles()));
   return WorldOptions::Validate();
+}
+
+std::vector<WrittenFile> JobOptions::WrittenFiles() const {
+  return {{"--trace", trace_file},
+          {"--history", history_file},
+          {"--profile", profile_file}};
+}
+
+absl::Status CheckCanWrite(const std::vector<WrittenFile>& files) {
+  std::map<std::filesystem::path, std::string_view> flags;
+  for (const auto& [flag, path] : files) {
+    PORTOLAN_RETURN_IF_ERROR(CheckCanWrite(flag, path));
+    if (path.empty()) continue;
+    std::error_code ignored;
+    const auto [other, is_new] =
+        flags.emplace(std::filesystem::weakly_canonical(path, ignored), flag);
+    if (is_new) continue;
+    return absl::InvalidArgumentError(absl::StrCat(
+        absl::string_view(other->second.data(), other->second.size()), " and ",
+        absl::string_view(flag.data(), flag.size()), " would both write ", path,
+        ": give each a file of its own"));
+  }
+  return absl::OkStatus();
 }
 
 absl::Status CheckCanWrite(std::string_view flag, const std::string& path) {

@@ -3,6 +3,8 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <string_view>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "comm/token_exchange.h"
@@ -22,6 +24,14 @@ namespace portolan {
 // path is a file that nobody asked for.
 // Errors: kNotFound, kPermissionDenied naming flag and path.
 absl::Status CheckCanWrite(std::string_view flag, const std::string& path);
+
+// A file that a flag names to be written; an empty path is none.
+struct WrittenFile {
+  std::string_view flag;
+  std::string path;
+};
+// Errors: as above, and kInvalidArgument naming the flags that share a file.
+absl::Status CheckCanWrite(const std::vector<WrittenFile>& files);
 
 // Which ranks there are and how they talk.
 struct WorldOptions {
@@ -97,6 +107,7 @@ struct JobOptions : WorldOptions {
 
   // Errors: kInvalidArgument naming the flag; as CheckCanWrite().
   absl::Status Validate() const;
+  std::vector<WrittenFile> WrittenFiles() const;
   // All but the world and the files to write, which `plan` has not.
   absl::Status ValidateJob() const;
 };

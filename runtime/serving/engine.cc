@@ -8,6 +8,15 @@
 #include "runtime/base/status_macros.h"
 
 namespace portolan {
+namespace {
+
+bool AllFinite(std::span<const float> values) {
+  float sum = 0;  // of zeros, or NaN: a loop without a branch
+  for (const float value : values) sum += value * 0.0f;
+  return sum == 0;
+}
+
+}  // namespace
 
 Engine::Engine(const Options& options, ForwardPass& forward, KvCache& kv,
                Sampler& sampler, TokenSink& sink, ForwardObserver* observer,
@@ -105,7 +114,7 @@ absl::Status Engine::RunStep(int64_t tokens_of_all_ranks) {
                             forward_.Run(tokens_of_all_ranks));
   const ProfileScope zone(profile_, Zone::kSampling);
   if (options_.share_prefixes) PublishPages();
-  SampleTokens(logits);
+  PORTOLAN_RETURN_IF_ERROR(SampleTokens(logits));
   if (observer_ != nullptr) {
     // In this order: what a step taught counts for a sequence that it ended.
     observer_->OnStepEnd();
@@ -162,13 +171,18 @@ void Engine::PublishPages() {
   }
 }
 
-void Engine::SampleTokens(MatrixView<const float> logits) {
+absl::Status Engine::SampleTokens(MatrixView<const float> logits) {
   int64_t row = 0;
   for (const ScheduledSequence& part : scheduled_) {
     if (!part.samples) continue;
     Sequence& sequence = sequences_.at(part.id);
     const Request& request = sequence.request;
     const std::span<const float> of_token = logits.Row(row++);
+    if (!AllFinite(of_token)) {
+      return absl::DataLossError(absl::StrCat(
+          "sequence ", part.id, ", position ", part.first + part.num_tokens,
+          ": the logits are not finite: weights of the model are damaged"));
+    }
     const int32_t token =
         sampler_.Sample(of_token, request.sampling, sequence.tokens,
                         static_cast<int64_t>(request.prompt.size()));
@@ -178,6 +192,7 @@ void Engine::SampleTokens(MatrixView<const float> logits) {
     }
     Deliver(sequence, {.token = token, .logprobs = logprobs_});
   }
+  return absl::OkStatus();
 }
 
 void Engine::Deliver(Sequence& sequence, const GeneratedToken& token) {

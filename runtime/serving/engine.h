@@ -95,7 +95,7 @@ class Engine {
   int32_t GiveBack(Sequence& sequence);
   void PrepareForward(const std::vector<ScheduledSequence>& scheduled);
   void PublishPages();
-  void SampleTokens(MatrixView<const float> logits);
+  absl::Status SampleTokens(MatrixView<const float> logits);
   void Deliver(Sequence& sequence, const GeneratedToken& token);
   void Finish(Sequence& sequence, FinishReason reason);
 

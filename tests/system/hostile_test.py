@@ -213,6 +213,14 @@ class HostileTest(unittest.TestCase):
         self.refuses_prompt(["--config", config], "--config", "`model`",
                             "[generate]", codes=(2,))
 
+    def test_two_flags_never_write_one_file(self):
+        file = self.directory / "file"
+        again = self.directory / "folder" / ".." / "file"
+        (self.directory / "folder").mkdir()
+        for one, other in (("--trace", "--stats"), ("--profile", "--history")):
+            self.refuses_prompt([one, file, other, again], one, other, "file")
+        self.assertFalse(file.exists())
+
     def test_prompt_files_name_line_and_field(self):
         self.refuses_file("", "no prompt")
         self.refuses_file("\n\n", "no prompt")
@@ -372,6 +380,16 @@ class HostileTest(unittest.TestCase):
         self.refuses_model(shards("gone.safetensors"), "gone.safetensors")
         self.refuses_model(shards("../a.safetensors"), "../a.safetensors")
         self.refuses_model(shards(7), "index.json")
+
+    def test_weights_that_are_no_numbers(self):
+        def damage(model):
+            weights = model / "model.safetensors"
+            tensors, data = read_header(weights)
+            begin, end = tensors["model.norm.weight"]["data_offsets"]
+            not_a_number = struct.pack("<H", 0x7fc0) * ((end - begin) // 2)
+            write_header(weights, tensors,
+                         data[:begin] + not_a_number + data[end:])
+        self.refuses_model(damage, "logits are not finite", "weights")
 
     def test_tokenizer(self):
         tokenizer = "tokenizer.json"

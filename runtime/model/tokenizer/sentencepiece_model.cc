@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <system_error>
 
+#include "absl/strings/str_cat.h"
 #include "runtime/model/tokenizer/sentencepiece_module.h"
 
 namespace portolan {
@@ -37,7 +38,9 @@ NewSentencePieceProcessor* LoadModule(std::string& error) {
       module == nullptr ? nullptr : dlsym(module, kNewSentencePieceProcessor);
   if (symbol == nullptr) {
     const char* const reason = dlerror();
-    error = reason == nullptr ? "cannot be loaded" : reason;
+    error = absl::StrCat(
+        reason == nullptr ? path.c_str() : reason,
+        ": install Portolan whole (cmake --install), lib/ beside bin/");
   }
   return reinterpret_cast<NewSentencePieceProcessor*>(symbol);
 }
