@@ -44,6 +44,23 @@ TEST(FairQueueTest, CountsTokensNotRequests) {
   EXPECT_THAT(ServeAll(queue), ElementsAre(1, 11, 12, 13, 2, 14, 15, 16));
 }
 
+TEST(FairQueueTest, WhatIsDroppedIsNotCharged) {
+  FairQueue queue;
+  queue.Push("a", {1, 100});
+  queue.Push("a", {2, 10});
+  queue.Push("b", {3, 10});
+  std::vector<int64_t> taken;
+  queue.Serve([&](const FairQueue::Item& item) {
+    if (item.seq == 1) return Verdict::kDrop;
+    taken.push_back(item.seq);
+    return Verdict::kTake;
+  });
+
+  EXPECT_THAT(taken, ElementsAre(2, 3));
+  EXPECT_EQ(queue.num_requests(), 0);
+  EXPECT_EQ(queue.total_cost(), 0);
+}
+
 TEST(FairQueueTest, IdlingSavesUpNothing) {
   FairQueue queue;
   for (int64_t seq = 1; seq <= 20; ++seq) queue.Push("busy", {seq, 10});

@@ -157,50 +157,6 @@ TEST_F(RequestQueueTest, AQuotaBindsOneClientOnly) {
   EXPECT_TRUE(queue.Admit(Request(4, "ann"), now_).status.ok());
 }
 
-TEST_F(RequestQueueTest, ALiveCallIsRefusedWhenTheExpectedWaitIsTooLong) {
-  options_ = {.max_queue_wait = absl::Seconds(1)};
-  RequestQueue queue(options_);
-  QueueActions out;
-  ASSERT_TRUE(queue.Register(7, Rank(), now_, out).ok());
-  // 30 tokens a second were served in the last two seconds.
-  for (int64_t seq = 1; seq <= 2; ++seq) {
-    queue.Admit(Request(seq), now_);
-    queue.Schedule(now_, out);
-    queue.Finish(seq, now_);
-    now_ += absl::Seconds(1);
-  }
-  for (int64_t seq = 3; seq <= 6; ++seq) queue.Admit(Request(seq), now_);
-  queue.Schedule(now_, out);
-  QueuedRequest live = Request(7, "bob");
-  live.detached = false;
-
-  // Two of ann's wait: of them as much as bob asks for goes first, 1 s.
-  EXPECT_TRUE(queue.Admit(live, now_).status.ok());
-  live.seq = 8;
-  const auto refusal = queue.Admit(live, now_);
-
-  EXPECT_TRUE(absl::IsResourceExhausted(refusal.status));
-  EXPECT_THAT(refusal.status.message(), HasSubstr("--max-queue-wait"));
-  EXPECT_TRUE(queue.Admit(Request(9), now_).status.ok())
-      << "submitted ones may";
-}
-
-TEST_F(RequestQueueTest, ALiveCallThatWaitedTooLongIsRefused) {
-  options_.max_queue_wait = absl::Seconds(2);
-  RequestQueue queue(options_);
-  QueuedRequest live = Request(1);
-  live.detached = false;
-  queue.Admit(live, now_);
-  queue.WatcherCame(1);
-  EXPECT_EQ(queue.NextTick(), now_ + absl::Seconds(2));
-
-  QueueActions out;
-  queue.Tick(now_ + absl::Seconds(2), out);
-
-  ASSERT_THAT(out.ended, SizeIs(1));
-  EXPECT_TRUE(absl::IsResourceExhausted(out.ended[0].status));
-}
-
 TEST_F(RequestQueueTest, TakesOnlyTheNextOffsetOfTheCurrentAttempt) {
   Attach(7, Rank());
   queue_.Admit(Request(1), now_);

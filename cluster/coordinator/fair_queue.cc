@@ -44,6 +44,8 @@ void FairQueue::Serve(absl::FunctionRef<Verdict(const Item&)> offer) {
     if (verdict == Verdict::kStop) break;
     if (verdict == Verdict::kTake) {
       Take(flow);
+    } else if (verdict == Verdict::kDrop) {
+      Pop(flow->second);
     } else {
       skipped[flow->first] = true;
     }
@@ -64,14 +66,17 @@ FairQueue::Flows::iterator FairQueue::Least(
 }
 
 void FairQueue::Take(Flows::iterator flow) {
-  const auto head = flow->second.waiting.begin();
-  const int64_t cost = head->second;
   level_ = std::max(level_, flow->second.served);
-  flow->second.served += cost;
-  flow->second.waiting_cost -= cost;
-  total_cost_ -= cost;
+  flow->second.served += flow->second.waiting.begin()->second;
+  Pop(flow->second);
+}
+
+void FairQueue::Pop(Flow& flow) {
+  const auto head = flow.waiting.begin();
+  flow.waiting_cost -= head->second;
+  total_cost_ -= head->second;
   --num_requests_;
-  flow->second.waiting.erase(head);
+  flow.waiting.erase(head);
 }
 
 // A flow without a debt would come back at the level anyway.

@@ -29,6 +29,7 @@ class FairQueue {
   };
   enum class Verdict {
     kTake,      // leaves the queue and is charged to its flow
+    kDrop,      // leaves the queue
     kSkipFlow,  // cannot go now; its flow is passed over in this call
     kStop,
   };
@@ -61,6 +62,7 @@ class FairQueue {
 
   Flows::iterator Least(const std::map<std::string_view, bool>& skipped);
   void Take(Flows::iterator flow);
+  void Pop(Flow& flow);
   void ForgetIdleFlows();
 
   Flows flows_;

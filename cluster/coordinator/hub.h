@@ -216,6 +216,7 @@ class RequestHub {
   void TakeDelta(Session& session, const v1::TokenDelta& delta,
                  TokenWork& work);
   void TokensKept(const TokenWork& work);
+  void NoteStart(const StoredRequest& stored);
   void SendAssign(const QueueActions::Assignment& assignment);
   void SendCancel(uint64_t session, std::string_view id, int attempt);
   void Send(Session& session, v1::CoordinatorMessage message);

@@ -275,7 +275,10 @@ void RequestHub::TokensKept(const TokenWork& work) {
   for (const TokenWork::Item& item : work.items) {
     Tracked* tracked = FindTracked(item.seq);
     if (tracked == nullptr) continue;
-    if (item.delta.token_ids_size() > 0) tracked->log.Append(item.delta);
+    if (item.delta.token_ids_size() > 0) {
+      if (tracked->log.size() == 0) NoteStart(tracked->stored);
+      tracked->log.Append(item.delta);
+    }
     if (session != nullptr) {
       v1::Durable& durable = *session->acks.add_durable();
       durable.set_request_id(tracked->stored.id);
@@ -289,6 +292,14 @@ void RequestHub::TokensKept(const TokenWork& work) {
       Publish(*tracked);
     }
   }
+}
+
+// An attempt that follows another one's death says nothing of starts.
+void RequestHub::NoteStart(const StoredRequest& stored) {
+  if (stored.queued.attempt != 1) return;
+  if (stored.assigned == absl::InfiniteFuture()) return;
+  const absl::Time now = clock_.Now();
+  queue_.FirstTokenSent(stored.queued, now - stored.assigned, now);
 }
 
 void RequestHub::SendAssign(const QueueActions::Assignment& assignment) {

@@ -76,7 +76,10 @@ RequestQueue::Refusal RequestQueue::Admit(const QueuedRequest& request,
   }
   Entry entry{.request = request};
   entry.request.state = RequestState::kQueued;
-  if (!request.detached) entry.queued_until = now + options_.max_queue_wait;
+  if (!request.detached && options_.max_queue_wait < absl::InfiniteDuration()) {
+    entry.queued_until = now + options_.max_queue_wait;
+    arrived_.push_back(request.seq);
+  }
   Insert(std::move(entry));
   return {};
 }
@@ -125,15 +128,18 @@ RequestQueue::Refusal RequestQueue::CheckWait(const QueuedRequest& request,
   const int64_t ahead = fresh_.CostAhead(FlowOf(request), request.cost());
   const absl::Duration wait = absl::Seconds(static_cast<double>(ahead) / rate);
   const absl::Duration allowed =
-      request.detached ? absl::InfiniteDuration() : options_.max_queue_wait;
+      request.detached
+          ? absl::InfiniteDuration()
+          : std::max(options_.max_queue_wait - ExpectedStart(request, now),
+                     absl::ZeroDuration());
   const absl::Duration left = request.deadline - now;
   if (wait <= allowed && wait <= left) return {};
   const absl::Duration limit = std::min(allowed, left);
   return Refuse(
       absl::StrCat("expected wait of ", absl::FormatDuration(wait),
-                   " is longer than the ",
-                   allowed < left ? "--max-queue-wait" : "request's deadline",
-                   " of ", absl::FormatDuration(limit)),
+                   " is longer than the ", absl::FormatDuration(limit),
+                   allowed < left ? " that --max-queue-wait leaves it"
+                                  : " to the request's deadline"),
       std::max(wait - limit, kRetrySoon));
 }
 
@@ -181,7 +187,7 @@ void RequestQueue::SetTimer(Entry& entry) {
   timers_.erase({entry.timer, entry.request.seq});
   entry.timer = std::min(entry.request.deadline, entry.alone_until);
   if (entry.request.attempt == 0) {
-    entry.timer = std::min(entry.timer, entry.queued_until);
+    entry.timer = std::min(entry.timer, entry.assign_by);
   }
   if (entry.timer != absl::InfiniteFuture()) {
     timers_.insert({entry.timer, entry.request.seq});
@@ -246,6 +252,7 @@ void RequestQueue::Detach(int64_t seq, absl::Time deadline) {
   request.deadline = deadline;
   entry.alone_until = absl::InfiniteFuture();
   entry.queued_until = absl::InfiniteFuture();
+  entry.assign_by = absl::InfiniteFuture();
   if (fresh) fresh_.Push(FlowOf(request), {seq, request.cost()});
   SetTimer(entry);
 }
@@ -296,21 +303,51 @@ void RequestQueue::Tick(absl::Time now, QueueActions& out) {
   }
 }
 
+void RequestQueue::FirstTokenSent(const QueuedRequest& request,
+                                  absl::Duration time, absl::Time now) {
+  // A longer one leaves nothing to wait just as well, and is forgotten sooner.
+  start_times_[request.model_label()].Observe(
+      request.prompt_tokens, std::min(time, options_.max_queue_wait), now);
+}
+
+absl::Duration RequestQueue::ExpectedStart(const QueuedRequest& request,
+                                           absl::Time now) const {
+  const auto times = start_times_.find(request.model_label());
+  if (times == start_times_.end()) return absl::ZeroDuration();
+  return times->second.Expected(request.prompt_tokens, now);
+}
+
+// It moves as starts become slower or faster.
+void RequestQueue::SetAssignBy(Entry& entry, absl::Time now) const {
+  if (entry.queued_until == absl::InfiniteFuture()) return;
+  entry.assign_by = entry.queued_until - ExpectedStart(entry.request, now);
+}
+
+void RequestQueue::ShedLate(std::span<const int64_t> seqs, QueueActions& out) {
+  for (const int64_t seq : seqs) {
+    End(seq, RequestState::kFailed,
+        absl::ResourceExhaustedError(absl::StrCat(
+            "no rank was free in time for a first token within "
+            "--max-queue-wait of ",
+            absl::FormatDuration(options_.max_queue_wait))),
+        out);
+  }
+}
+
 void RequestQueue::Expire(Entry& entry, absl::Time now, QueueActions& out) {
   const int64_t seq = entry.request.seq;
   if (entry.request.deadline <= now) {
-    End(seq, RequestState::kFailed,
-        absl::DeadlineExceededError("the request's deadline passed"), out);
-  } else if (entry.alone_until <= now) {
-    End(seq, RequestState::kCancelled,
-        absl::CancelledError("its client did not come back"), out);
-  } else {
-    End(seq, RequestState::kFailed,
-        absl::ResourceExhaustedError(
-            absl::StrCat("no rank was free within --max-queue-wait of ",
-                         absl::FormatDuration(options_.max_queue_wait))),
-        out);
+    return End(seq, RequestState::kFailed,
+               absl::DeadlineExceededError("the request's deadline passed"),
+               out);
   }
+  if (entry.alone_until <= now) {
+    return End(seq, RequestState::kCancelled,
+               absl::CancelledError("its client did not come back"), out);
+  }
+  SetAssignBy(entry, now);
+  if (entry.assign_by <= now) return ShedLate({&seq, 1}, out);
+  SetTimer(entry);  // starts have become faster
 }
 
 absl::Time RequestQueue::NextTick() const {

@@ -15,6 +15,7 @@
 #include "absl/time/time.h"
 #include "cluster/coordinator/fair_queue.h"
 #include "cluster/coordinator/service_rate.h"
+#include "cluster/coordinator/start_times.h"
 
 namespace portolan {
 
@@ -36,9 +37,11 @@ struct QueueOptions {
   // Of one client, waiting and running. 0: no quota.
   int64_t max_client_requests = 0;
   int64_t max_client_tokens = 0;
-  // A Generate call that is in no rank's step within this time is refused; at
-  // admission already if the estimate says so. Submitted requests wait as long
-  // as needed.
+  // A Generate call waits so long that its first token can still come within
+  // this time of its acceptance, as far as the starts of late tell; then it is
+  // refused, at admission already if the estimate says so. One that finds room
+  // at once is taken whatever its start may cost. Submitted requests wait as
+  // long as needed.
   absl::Duration max_queue_wait = absl::InfiniteDuration();
   // How long requests wait for a rank (or a client) whose stream broke.
   absl::Duration reattach = absl::Seconds(10);
@@ -213,6 +216,10 @@ class RequestQueue {
                         int64_t offset, int64_t count, absl::Time now);
   // The rank ended the request.
   void Finish(int64_t seq, absl::Time now);
+  // The first token of a request came `time` after its assignment and is on
+  // its way to the client.
+  void FirstTokenSent(const QueuedRequest& request, absl::Duration time,
+                      absl::Time now);
 
   // -- Time and work --
 
@@ -255,7 +262,8 @@ class RequestQueue {
     QueuedRequest request;
     int num_watchers = 0;
     absl::Time alone_until = absl::InfiniteFuture();
-    absl::Time queued_until = absl::InfiniteFuture();
+    absl::Time queued_until = absl::InfiniteFuture();  // to its first token
+    absl::Time assign_by = absl::InfiniteFuture();     // so as far as is known
     absl::Time timer = absl::InfiniteFuture();  // its place in timers_
   };
   struct RankState {
@@ -287,6 +295,11 @@ class RequestQueue {
   void End(int64_t seq, RequestState state, absl::Status status,
            QueueActions& out);
   void Expire(Entry& entry, absl::Time now, QueueActions& out);
+  absl::Duration ExpectedStart(const QueuedRequest& request,
+                               absl::Time now) const;
+  void SetAssignBy(Entry& entry, absl::Time now) const;
+  void BeginWaits(absl::Time now);
+  void ShedLate(std::span<const int64_t> seqs, QueueActions& out);
 
   RankState* BySession(uint64_t session);
   absl::Status CheckPeers(const RankRegistration& registration,
@@ -313,12 +326,14 @@ class RequestQueue {
   std::map<int64_t, Entry> entries_;
   FairQueue fresh_;            // never started, in fair order
   std::set<int64_t> resumed_;  // started before: they go first
+  std::vector<int64_t> arrived_;  // live ones that no rank was asked for yet
   std::set<std::pair<absl::Time, int64_t>> timers_;
   std::map<std::string, Usage, std::less<>> usage_;
   std::map<RankKey, RankState> ranks_;
   std::map<uint64_t, RankKey> sessions_;
   int64_t num_running_ = 0;
   ServiceRate rate_;
+  std::map<std::string, StartTimes> start_times_;  // by label of the model
 };
 
 }  // namespace portolan

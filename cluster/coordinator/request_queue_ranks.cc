@@ -2,6 +2,7 @@
 // them holds, and who gets the next request.
 #include <algorithm>
 #include <iterator>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "cluster/coordinator/request_queue.h"
@@ -333,8 +334,8 @@ void RequestQueue::WakePeers(const RankState& rank, QueueActions& out) const {
   out.wake.insert(out.wake.end(), peers.begin(), peers.end());
 }
 
-void RequestQueue::Schedule(absl::Time /*now*/, QueueActions& out) {
-  if (draining_) return;
+void RequestQueue::Schedule(absl::Time now, QueueActions& out) {
+  if (draining_) return BeginWaits(now);
   for (auto it = resumed_.begin(); it != resumed_.end();) {
     const int64_t seq = *it;
     const bool placed = Place(entries_.at(seq), out) == Fit::kPlaced;
@@ -342,10 +343,17 @@ void RequestQueue::Schedule(absl::Time /*now*/, QueueActions& out) {
   }
   // A full model holds back its own requests only.
   std::set<std::string> full;
+  std::vector<int64_t> late;
   fresh_.Serve([&](const FairQueue::Item& item) {
     Entry& entry = entries_.at(item.seq);
     if (full.contains(entry.request.model))
       return FairQueue::Verdict::kSkipFlow;
+    // One that is offered for the first time has not waited.
+    if (entry.assign_by < absl::InfiniteFuture()) SetAssignBy(entry, now);
+    if (entry.assign_by <= now) {
+      late.push_back(item.seq);
+      return FairQueue::Verdict::kDrop;
+    }
     switch (Place(entry, out)) {
       case Fit::kPlaced:
         return FairQueue::Verdict::kTake;
@@ -357,6 +365,18 @@ void RequestQueue::Schedule(absl::Time /*now*/, QueueActions& out) {
     }
     return FairQueue::Verdict::kSkipFlow;
   });
+  ShedLate(late, out);
+  BeginWaits(now);
+}
+
+// Of those that came and found no room.
+void RequestQueue::BeginWaits(absl::Time now) {
+  for (const int64_t seq : std::exchange(arrived_, {})) {
+    const auto entry = entries_.find(seq);
+    if (entry == entries_.end() || entry->second.request.attempt > 0) continue;
+    SetAssignBy(entry->second, now);
+    SetTimer(entry->second);
+  }
 }
 
 std::vector<RequestQueue::RankView> RequestQueue::Ranks(absl::Time now) const {
