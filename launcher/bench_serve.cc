@@ -118,6 +118,7 @@ void PrintTable(const LoadSummary& summary) {
   PrintSpread("TTFT", summary.ttft);
   PrintSpread("TPOT", summary.tpot);
   PrintSpread("end to end", summary.end_to_end);
+  PrintSpread("sent late", summary.late);
 }
 
 absl::Status WriteRecords(const std::string& path,
@@ -188,7 +189,9 @@ void AddLoadFlags(CLI::App& command, BenchServeOptions& options) {
 void AddBenchServeCommand(CLI::App& bench, int& exit_code) {
   auto options = std::make_shared<BenchServeOptions>();
   CLI::App* command = bench.add_subcommand(
-      "serve", "Load a live service and time its answers; nothing is retried");
+      "serve",
+      "Load a live service and time its answers, in an open loop from the "
+      "moment that a request was due; nothing is retried");
   AddConnectionFlags(*command, options->connection);
   AddFlag(*command, "--prompts", options->prompts_file,
           "JSONL file of prompts, each with sampling fields if wanted")

@@ -18,10 +18,11 @@ void AddLimits(CLI::App& command, CoordinatorOptions& options) {
   AddFlag(command, "--client-tokens", queue.max_client_tokens,
           "Prompt and output tokens of one client's unfinished requests; 0: no "
           "quota");
-  AddDurationFlag(command, "--max-queue-wait", queue.max_queue_wait,
-                  "A live call whose first token would come later, for it waits for a rank "
-                  "and then starts as slowly as others of late, is refused; one "
-                  "that finds room at once is taken");
+  AddDurationFlag(
+      command, "--max-queue-wait", queue.max_queue_wait,
+      "A live call whose first token would come later, for it waits for a rank "
+      "and then starts as slowly as others of late, is refused; one "
+      "that finds room at once is taken");
   AddFlag(command, "--max-prompt-tokens", options.hub.limits.max_prompt_tokens,
           "Longest prompt");
   AddFlag(command, "--max-message-bytes", options.max_message_bytes,

@@ -8,10 +8,11 @@ namespace {
 
 using ::testing::HasSubstr;
 
-LoadRecord Record(double sent, double ttft, double end, int64_t tokens,
+LoadRecord Record(double arrival, double ttft, double end, int64_t tokens,
                   absl::StatusCode code = absl::StatusCode::kOk) {
   LoadRecord record;
-  record.sent = absl::Seconds(sent);
+  record.arrival = absl::Seconds(arrival);
+  record.sent = absl::Seconds(arrival);
   record.ttft = absl::Seconds(ttft);
   record.end = absl::Seconds(end);
   record.tokens = tokens;
@@ -75,6 +76,28 @@ TEST(LoadTest, SummaryCountsOnlyWhatWasDone) {
   EXPECT_EQ(summary.tpot.count, 1);
   EXPECT_DOUBLE_EQ(summary.tpot.p50, 0.1);
   EXPECT_EQ(Summarize({}).requests, 0);
+}
+
+TEST(LoadTest, OneThatWasSentLateHasWaitedAllTheSame) {
+  LoadRecord record;
+  record.arrival = absl::Seconds(10);
+  record.sent = absl::Seconds(13);
+
+  record.TakeTokens(0, absl::Seconds(13));
+  record.TakeTokens(2, absl::Seconds(14));
+  record.TakeTokens(3, absl::Seconds(16));
+  record.TakeEnd(absl::StatusCode::kOk, absl::Seconds(18));
+
+  EXPECT_EQ(record.late(), absl::Seconds(3));
+  EXPECT_EQ(record.ttft, absl::Seconds(4));
+  EXPECT_EQ(record.end, absl::Seconds(8));
+  EXPECT_EQ(record.tokens, 5);
+  EXPECT_EQ(record.tpot(), absl::Seconds(1));
+  const LoadSummary summary = Summarize({{record}});
+  EXPECT_DOUBLE_EQ(summary.ttft.max, 4);
+  EXPECT_DOUBLE_EQ(summary.end_to_end.max, 8);
+  EXPECT_DOUBLE_EQ(summary.late.max, 3);
+  EXPECT_DOUBLE_EQ(summary.seconds, 8);
 }
 
 TEST(LoadTest, ReadsPromptsWithSamplingAndArrivals) {

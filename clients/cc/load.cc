@@ -61,6 +61,16 @@ OrderedJson SpreadJson(const Spread& spread) {
 
 }  // namespace
 
+void LoadRecord::TakeTokens(int64_t count, absl::Duration now) {
+  if (tokens == 0 && count > 0) ttft = now - arrival;
+  tokens += count;
+}
+
+void LoadRecord::TakeEnd(absl::StatusCode status, absl::Duration now) {
+  end = now - arrival;
+  code = status;
+}
+
 absl::Duration LoadRecord::tpot() const {
   return tokens < 2 ? absl::ZeroDuration() : (end - ttft) / (tokens - 1);
 }
@@ -120,14 +130,15 @@ Spread SpreadOf(std::vector<double> values) {
 
 LoadSummary Summarize(std::span<const LoadRecord> records) {
   LoadSummary summary;
-  std::vector<double> ttft, tpot, end_to_end;
-  absl::Duration first = absl::InfiniteDuration(), last, last_sent;
+  std::vector<double> ttft, tpot, end_to_end, late;
+  absl::Duration first = absl::InfiniteDuration(), last, last_arrival;
   int64_t tokens = 0;
   for (const LoadRecord& record : records) {
     ++summary.requests;
-    first = std::min(first, record.sent);
-    last = std::max(last, record.sent + record.end);
-    last_sent = std::max(last_sent, record.sent);
+    first = std::min(first, record.arrival);
+    last = std::max(last, record.arrival + record.end);
+    last_arrival = std::max(last_arrival, record.arrival);
+    late.push_back(absl::ToDoubleSeconds(record.late()));
     if (record.code != absl::StatusCode::kOk) {
       ++summary.errors[absl::StatusCodeToString(record.code)];
       continue;
@@ -144,12 +155,14 @@ LoadSummary Summarize(std::span<const LoadRecord> records) {
     return seconds > 0 ? static_cast<double>(count) / seconds : 0;
   };
   summary.seconds = absl::ToDoubleSeconds(last - first);
-  summary.offered_per_s = per_second(summary.requests - 1, last_sent - first);
+  summary.offered_per_s =
+      per_second(summary.requests - 1, last_arrival - first);
   summary.done_per_s = per_second(summary.done, last - first);
   summary.tokens_per_s = per_second(tokens, last - first);
   summary.ttft = SpreadOf(std::move(ttft));
   summary.tpot = SpreadOf(std::move(tpot));
   summary.end_to_end = SpreadOf(std::move(end_to_end));
+  summary.late = SpreadOf(std::move(late));
   return summary;
 }
 
@@ -163,7 +176,8 @@ std::string ToJson(const LoadSummary& summary) {
                             {"errors", summary.errors},
                             {"ttft_s", SpreadJson(summary.ttft)},
                             {"tpot_s", SpreadJson(summary.tpot)},
-                            {"end_to_end_s", SpreadJson(summary.end_to_end)}};
+                            {"end_to_end_s", SpreadJson(summary.end_to_end)},
+                            {"sent_late_s", SpreadJson(summary.late)}};
   return json.dump(2);
 }
 

@@ -19,18 +19,26 @@ struct LoadRequest {
   v1::GenerateRequest request;
 };
 
-// What became of it. Times are the client's.
+// What became of it. Times are the client's, and count from `arrival`: in an
+// open loop a request that was sent late, for the machine or the call before
+// took its time, has waited all the same (else the load would spare a service
+// that is slow: coordinated omission).
 struct LoadRecord {
-  absl::Duration arrival;  // as planned
+  absl::Duration arrival;  // when it was due, from the start
   absl::Duration sent;     // when it was sent, from the start
-  absl::Duration ttft;     // from then to the first token; zero: none came
-  absl::Duration end;      // from then to the end
+  absl::Duration ttft;     // from its arrival to the first token; zero: none
+  absl::Duration end;      // from its arrival to the end
   int64_t prompt_tokens = 0;
   int64_t tokens = 0;
   absl::StatusCode code = absl::StatusCode::kUnknown;
 
+  // Tokens came at `now`, or the end; `now` counts from the start.
+  void TakeTokens(int64_t count, absl::Duration now);
+  void TakeEnd(absl::StatusCode status, absl::Duration now);
   // Between two tokens, on average; zero with fewer than two.
   absl::Duration tpot() const;
+  // How late it was sent.
+  absl::Duration late() const { return sent - arrival; }
 };
 
 // Seconds, except `count`.
@@ -42,12 +50,13 @@ struct Spread {
 struct LoadSummary {
   int64_t requests = 0;
   int64_t done = 0;
-  double seconds = 0;  // from the first sending to the last end
+  double seconds = 0;  // from the first arrival to the last end
   double offered_per_s = 0;
   double done_per_s = 0;
   double tokens_per_s = 0;  // generated, of requests that were done
   std::map<std::string, int64_t> errors;  // by code
   Spread ttft, tpot, end_to_end;          // of requests that were done
+  Spread late;                            // of all, by their sender
 };
 
 // Policy: `count` arrivals of a Poisson process, `rate` a second on average,

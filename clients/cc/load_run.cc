@@ -42,14 +42,15 @@ class Crowd {
 // belongs to them until the call has left the crowd.
 class LoadCall {
  public:
-  LoadCall(const LoadRequest& load, absl::Time start, Crowd& crowd,
+  // `open`: it is due at its arrival; else when it is sent.
+  LoadCall(const LoadRequest& load, bool open, absl::Time start, Crowd& crowd,
            Interruption& interruption)
       : load_(load),
-        sent_(absl::Now()),
+        start_(start),
         crowd_(crowd),
         scope_(interruption, context_) {
-    record_.arrival = load.arrival;
-    record_.sent = sent_ - start;
+    record_.sent = absl::Now() - start;
+    record_.arrival = open ? load.arrival : record_.sent;
     crowd_.Enter();
   }
   virtual ~LoadCall() = default;
@@ -66,10 +67,7 @@ class LoadCall {
   const v1::GenerateRequest& request() const { return load_.request; }
 
   void Take(const v1::GenerateResponse& response) {
-    if (record_.tokens == 0 && response.token_ids_size() > 0) {
-      record_.ttft = absl::Now() - sent_;
-    }
-    record_.tokens += response.token_ids_size();
+    record_.TakeTokens(response.token_ids_size(), absl::Now() - start_);
     if (response.has_finish()) {
       record_.prompt_tokens = response.finish().usage().prompt_tokens();
     }
@@ -77,14 +75,14 @@ class LoadCall {
 
   // The last thing that a call does.
   void End(const grpc::Status& status) {
-    record_.end = absl::Now() - sent_;
-    record_.code = static_cast<absl::StatusCode>(status.error_code());
+    record_.TakeEnd(static_cast<absl::StatusCode>(status.error_code()),
+                    absl::Now() - start_);
     crowd_.Leave();
   }
 
  private:
   const LoadRequest& load_;
-  const absl::Time sent_;
+  const absl::Time start_;  // of the load
   Crowd& crowd_;
   grpc::ClientContext context_;
   const Interruption::Scope scope_;
@@ -156,11 +154,12 @@ class LoadRun {
  private:
   std::unique_ptr<LoadCall> MakeCall(const LoadRequest& request,
                                      absl::Time start) {
+    const bool open = options_.closed == 0;
     if (options_.submit) {
-      return std::make_unique<SubmitCall>(request, start, crowd_,
+      return std::make_unique<SubmitCall>(request, open, start, crowd_,
                                           interruption_);
     }
-    return std::make_unique<GenerateCall>(request, start, crowd_,
+    return std::make_unique<GenerateCall>(request, open, start, crowd_,
                                           interruption_);
   }
 

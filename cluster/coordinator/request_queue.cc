@@ -326,10 +326,10 @@ void RequestQueue::SetAssignBy(Entry& entry, absl::Time now) const {
 void RequestQueue::ShedLate(std::span<const int64_t> seqs, QueueActions& out) {
   for (const int64_t seq : seqs) {
     End(seq, RequestState::kFailed,
-        absl::ResourceExhaustedError(absl::StrCat(
-            "no rank was free in time for a first token within "
-            "--max-queue-wait of ",
-            absl::FormatDuration(options_.max_queue_wait))),
+        absl::ResourceExhaustedError(
+            absl::StrCat("no rank was free in time for a first token within "
+                         "--max-queue-wait of ",
+                         absl::FormatDuration(options_.max_queue_wait))),
         out);
   }
 }

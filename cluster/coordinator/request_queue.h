@@ -264,7 +264,7 @@ class RequestQueue {
     absl::Time alone_until = absl::InfiniteFuture();
     absl::Time queued_until = absl::InfiniteFuture();  // to its first token
     absl::Time assign_by = absl::InfiniteFuture();     // so as far as is known
-    absl::Time timer = absl::InfiniteFuture();  // its place in timers_
+    absl::Time timer = absl::InfiniteFuture();         // its place in timers_
   };
   struct RankState {
     RankRegistration info;
@@ -324,8 +324,8 @@ class RequestQueue {
   QueueOptions options_;
   bool draining_ = false;
   std::map<int64_t, Entry> entries_;
-  FairQueue fresh_;            // never started, in fair order
-  std::set<int64_t> resumed_;  // started before: they go first
+  FairQueue fresh_;               // never started, in fair order
+  std::set<int64_t> resumed_;     // started before: they go first
   std::vector<int64_t> arrived_;  // live ones that no rank was asked for yet
   std::set<std::pair<absl::Time, int64_t>> timers_;
   std::map<std::string, Usage, std::less<>> usage_;

@@ -16,9 +16,9 @@ size_t ClassOf(int64_t prompt_tokens) {
 
 absl::Duration StartTimes::Faded(const Slowest& slowest, absl::Time now) {
   if (slowest.time <= absl::ZeroDuration()) return absl::ZeroDuration();
-  return slowest.time * std::exp2(-absl::FDivDuration(
-                            std::max(now - slowest.seen, absl::ZeroDuration()),
-                            kHalfLife));
+  return slowest.time *
+         std::exp2(-absl::FDivDuration(
+             std::max(now - slowest.seen, absl::ZeroDuration()), kHalfLife));
 }
 
 void StartTimes::Observe(int64_t prompt_tokens, absl::Duration time,

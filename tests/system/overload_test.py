@@ -7,6 +7,7 @@ later everything is as before.
 
 import argparse
 import json
+import os
 import pathlib
 import statistics
 import sys
@@ -30,8 +31,9 @@ LOAD_S = 60 if ARGUMENTS.long else 8
 MEASURE_S = 20 if ARGUMENTS.long else 5
 MAX_QUEUE_WAIT_S = 0.5
 BATCH = 4
-# Tests run on loaded machines, where a moment can be long.
-SLACK_S = 0.1 if ARGUMENTS.long else 1.0
+# The bound holds as it is. Only in the short run, which shares its machine with
+# other tests, a process may have to wait for a processor.
+SLACK_S = 0 if ARGUMENTS.long else 1.0
 GROWTH_BYTES = 32 << 20
 
 
@@ -117,8 +119,11 @@ class OverloadTest(unittest.TestCase):
               f"{loaded['done_per_s']:.1f}/s, {loaded['tokens_per_s']:.0f} "
               f"tokens/s, errors {loaded['errors']}, TTFT p50 "
               f"{statistics.median(ttft):.3f} p99 {loaded['ttft_s']['p99']:.3f} "
-              f"max {max(ttft):.3f} s (bound {bound:.3f}); after: TTFT p50 "
-              f"{after['ttft_s']['p50']:.3f} s; memory "
+              f"max {max(ttft):.3f} s (strict bound {bound:.3f}, beyond it "
+              f"{sum(t > bound for t in ttft)} of {len(ttft)}); sent late by at "
+              f"most {loaded['sent_late_s']['max']:.3f} s; after: TTFT p50 "
+              f"{after['ttft_s']['p50']:.3f} s; processors wanted "
+              f"{os.getloadavg()[0]:.1f}; memory "
               f"{samples[0] >> 20} .. {max(samples) >> 20} MiB", flush=True)
         self.assertEqual(set(loaded["errors"]), {"RESOURCE_EXHAUSTED"})
         if by_the_clock:
