@@ -1,7 +1,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <map>
+#include <random>
+#include <set>
 #include <vector>
 
 #include "runtime/serving/batcher.h"
@@ -215,6 +218,54 @@ TEST(BatcherTest, PreemptedSequencesRunAgainInTheirOldOrder) {
   EXPECT_EQ(plan.sequences[0].id, 2);
   EXPECT_EQ(plan.sequences[1].id, 3);
   EXPECT_EQ(plan.sequences[2].id, 4);
+}
+
+// Whatever comes, ends and runs out of pages.
+TEST(BatcherTest, NoDecodingSequenceMissesAStepHoweverFewTokensAStepHas) {
+  constexpr int32_t kPages = 12;
+  std::mt19937 random(7);
+  const auto below = [&](uint32_t n) { return random() % n; };
+  for (int64_t budget = 1; budget <= 6; ++budget) {
+    Batcher batcher(
+        {.max_sequences = 8, .tokens_per_step = budget, .tokens_per_page = 4});
+    std::map<int64_t, int64_t> computed;  // tokens in the cache, by sequence
+    std::set<int64_t> decoding;
+    int64_t next_id = 0;
+    size_t most = 0;
+    for (int step = 0; step < 2000; ++step) {
+      while (batcher.num_waiting() < 3) batcher.Add(++next_id, 1 + below(20));
+      int32_t held = 0;
+      for (const auto& [id, tokens] : computed) {
+        held += static_cast<int32_t>((tokens + 3) / 4);
+      }
+      const Batcher::Plan plan = batcher.Next(kPages - held);
+      std::set<int64_t> seen(plan.preempted.begin(), plan.preempted.end());
+      for (const int64_t id : plan.preempted) computed.erase(id);
+      for (const ScheduledSequence& s : plan.sequences) {
+        seen.insert(s.id);
+        computed[s.id] = s.first + s.num_tokens;
+      }
+      for (const int64_t id : decoding) {
+        ASSERT_TRUE(seen.contains(id)) << id << " missed step " << step;
+      }
+
+      decoding.clear();
+      for (const ScheduledSequence& s : plan.sequences) {
+        if (!s.samples) continue;
+        if (computed[s.id] > 30 || below(8) == 0) {
+          batcher.Remove(s.id);
+          computed.erase(s.id);
+        } else {
+          batcher.Extend(s.id);
+          decoding.insert(s.id);
+        }
+      }
+      most = std::max(most, decoding.size());
+    }
+    EXPECT_GT(next_id, 20) << "others had their turn";
+    EXPECT_LE(most, static_cast<size_t>(budget));
+    EXPECT_GE(most, static_cast<size_t>(std::min<int64_t>(budget, 4)));
+  }
 }
 
 TEST(BatcherTest, NothingToDoGivesAnEmptyPlan) {

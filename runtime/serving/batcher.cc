@@ -57,8 +57,9 @@ const Batcher::Plan& Batcher::Next(int32_t free_pages, const Pages& pages) {
 // Sequences that lack just their last token. A victim of preemption is always
 // younger than the sequence that needs the page, hence further behind.
 void Batcher::ScheduleDecoding(Room& room) {
-  for (size_t i = 0; i < running_.size() && room.tokens > 0; ++i) {
+  for (size_t i = 0; i < running_.size(); ++i) {
     if (running_[i].num_tokens - running_[i].num_computed != 1) continue;
+    PORTOLAN_CHECK(room.tokens > 0);  // each was in the step before
     while (!Reserve(running_[i], running_[i].num_tokens, room)) {
       // Alone with too few pages: the caller promised room for one sequence.
       PORTOLAN_CHECK(running_.size() > 1);

@@ -19,9 +19,12 @@ struct ScheduledSequence {
 
 // Policy of continuous batching: decoding sequences first, one token each, then
 // chunks of prompts in the order of arrival, as far as the token budget of a
-// step, the sequence limit and the free KV pages allow. When pages run out, the
-// youngest running sequence gives its pages back and is computed again later
-// (its tokens are kept by the caller), so the oldest always advances.
+// step, the sequence limit and the free KV pages allow. A sequence comes to
+// decode by a token of the budget, beside all that decode already, so never
+// more decode than the budget has tokens and each is in every step; prompts
+// wait when the budget is that small. When pages run out, the youngest running
+// sequence gives its pages back and is computed again later (its tokens are
+// kept by the caller), so the oldest always advances.
 //
 // Sequences may share pages; their owner then says what is shared (Pages).
 //
