@@ -93,6 +93,16 @@ std::vector<int32_t> GetExperts(const RecordShape& shape, size_t count,
 
 }  // namespace
 
+size_t MaxRowBytes(const RecordShape& shape) {
+  const size_t key = static_cast<size_t>(shape.hidden) * sizeof(Fp16);
+  const size_t choice =
+      shape.num_experts <= 256 ? sizeof(uint8_t) : sizeof(uint16_t);
+  const size_t token = sizeof(int32_t) + NumChoices(shape) * choice;
+  const size_t sequence = NumCells(shape) + sizeof(uint32_t) +
+                          static_cast<size_t>(kMaxRecordTokens) * token;
+  return 2 * key + sequence + NumCells(shape) * sizeof(Fp16);
+}
+
 HistoryRow EncodeRecord(const RecordShape& shape,
                         const SequenceRecord& record) {
   PORTOLAN_CHECK(record.map.size() == NumCells(shape));

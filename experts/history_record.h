@@ -51,6 +51,9 @@ struct RecordShape {
 // Most tokens of a sequence that a record keeps one by one.
 constexpr int32_t kMaxRecordTokens = 512;
 
+// Of the longest record of each kind together: key and map.
+size_t MaxRowBytes(const RecordShape& shape);
+
 // Values of maps are rounded to 1/255 (sequences) and to half precision
 // (iterations).
 HistoryRow EncodeRecord(const RecordShape& shape, const SequenceRecord& record);

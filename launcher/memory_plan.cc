@@ -7,11 +7,17 @@
 #include "absl/strings/str_cat.h"
 #include "experts/checkpoint_format.h"
 #include "experts/expert_cache.h"
+#include "experts/expert_pack.h"
 #include "experts/expert_slot.h"
+#include "experts/history_record.h"
+#include "experts/predictor_memory.h"
 #include "experts/replay.h"
+#include "experts/source_factory.h"
+#include "launcher/wiring.h"
 #include "runtime/base/status_macros.h"
 #include "runtime/base/units.h"
 #include "runtime/kernels/rope_table.h"
+#include "runtime/model/checkpoint/fingerprint.h"
 #include "runtime/model/forward.h"
 #include "runtime/model/kv_cache.h"
 
@@ -28,6 +34,24 @@ std::string Bytes(int64_t bytes) {
 int64_t OwnedOfALayer(const ModelConfig& config, int rank, int world_size) {
   return FirstOwnedExpert(rank + 1, world_size, config.num_experts) -
          FirstOwnedExpert(rank, world_size, config.num_experts);
+}
+
+// Whether a pack serves the experts: it needs no staging. The fingerprint of
+// the model is read only if there may be one.
+absl::StatusOr<bool> HasPack(const JobOptions& options, const Model& model) {
+  const bool may_be =
+      options.weights != WeightFormat::kBf16 || !options.pack_dir.empty() ||
+      !FindPack(options.model_dir, "", 0, options.weights).empty();
+  if (!may_be) return false;
+  PackIdentity identity = PackIdentityOf(model, options.weights);
+  PORTOLAN_ASSIGN_OR_RETURN(identity.fingerprint,
+                            ModelFingerprint(model.config, *model.checkpoint));
+  std::vector<std::string> notices;  // wiring will tell them
+  PORTOLAN_ASSIGN_OR_RETURN(
+      const std::unique_ptr<PackFormat> pack,
+      OpenPack({.model_dir = options.model_dir, .pack_dir = options.pack_dir},
+               identity, notices));
+  return pack != nullptr;
 }
 
 // The longest landing buffer of the rank's experts, for every load under way.
@@ -66,6 +90,29 @@ int64_t WorkBytes(const JobOptions& options, const ModelConfig& config,
       config.top_k * world_size;
   return options.tokens_per_step * token + rows * logit +
          selections * (config.expert_intermediate * act + 8);
+}
+
+// Records of what a rank learnt and, at the end of a job of several ranks, all
+// of them with the first one: as they travel and as they arrive.
+int64_t MailboxBytes(const JobOptions& options, const HistoryShape& history,
+                     int rank, int world_size) {
+  HistoryMailbox::Options mailbox;
+  int64_t gathered = 0;
+  if (!options.shares_history) {
+    if (options.history_file.empty() || world_size == 1) return 0;
+    mailbox = GatheredHistoryOf(history, world_size);
+    gathered = static_cast<int64_t>(rank == 0 ? mailbox.max_incoming_bytes
+                                              : mailbox.max_outgoing_bytes);
+    if (rank > 0) mailbox.max_incoming_bytes = 0;
+  }
+  const int64_t tokens = int64_t{kMaxRecordTokens} *
+                         (1 + int64_t{history.num_layers} * history.top_k) * 4;
+  const int64_t sequence =
+      (int64_t{history.num_layers} * history.num_experts + history.hidden) * 4 +
+      tokens;
+  return static_cast<int64_t>(mailbox.max_outgoing_bytes +
+                              mailbox.max_incoming_bytes) +
+         gathered + options.batch * sequence;
 }
 
 }  // namespace
@@ -139,10 +186,34 @@ HistoryShape HistoryShapeOf(const JobOptions& options, const Model& model) {
       .format = options.history_format};
 }
 
+PredictorShape PredictorShapeOf(const JobOptions& options,
+                                const ModelConfig& config) {
+  return {.num_layers = config.num_layers,
+          .num_experts = config.num_experts,
+          .top_k = config.top_k,
+          .hidden = static_cast<int32_t>(config.hidden),
+          .max_step_tokens = static_cast<int32_t>(options.tokens_per_step)};
+}
+
+HistoryMailbox::Options GatheredHistoryOf(const HistoryShape& shape,
+                                          int world_size) {
+  // The first rank's stores take no more than their capacity; token tables gain
+  // from more sequences, but not from that many.
+  constexpr size_t kMost = 256 << 20;
+  const size_t of_a_rank =
+      std::min(kMost, static_cast<size_t>(shape.iterations) *
+                          MaxRowBytes({.num_layers = shape.num_layers,
+                                       .num_experts = shape.num_experts,
+                                       .top_k = shape.top_k,
+                                       .hidden = shape.hidden}));
+  return {.max_outgoing_bytes = of_a_rank,
+          .max_incoming_bytes = of_a_rank * static_cast<size_t>(world_size)};
+}
+
 int64_t RankMemory::other_bytes() const {
   return staging_bytes + host_tier_bytes + dense_bytes + kv_bytes +
          exchange_bytes + work_bytes + rope_bytes + history_bytes +
-         program_bytes;
+         foresight_bytes + mailbox_bytes + program_bytes;
 }
 
 absl::StatusOr<RankMemory> PlanRankMemory(const JobOptions& options,
@@ -153,15 +224,19 @@ absl::StatusOr<RankMemory> PlanRankMemory(const JobOptions& options,
   memory.rank = rank;
   memory.moe_layers = config.num_moe_layers();
   PORTOLAN_ASSIGN_OR_RETURN(
-      memory.experts, PlanExpertMemory(options.expert_memory,
-                                       OwnedOfALayer(config, rank, world_size) *
-                                           memory.moe_layers,
-                                       ExpertSlotBytes(model.experts.shape())));
+      memory.experts,
+      PlanExpertMemory(
+          options.expert_memory,
+          OwnedOfALayer(config, rank, world_size) * memory.moe_layers,
+          ExpertSlotBytes(model.experts.shape(), options.weights)));
   if (options.experts_in_host_memory) {
     memory.host_tier_bytes =
         memory.experts.owned_slots * memory.experts.slot_bytes;
   } else {
-    memory.staging_bytes = StagingBytes(model, rank, world_size);
+    PORTOLAN_ASSIGN_OR_RETURN(const bool has_pack, HasPack(options, model));
+    if (!has_pack) {
+      memory.staging_bytes = StagingBytes(model, rank, world_size);
+    }
   }
   PORTOLAN_ASSIGN_OR_RETURN(memory.dense_bytes,
                             DenseWeights::BytesNeeded(config, *model.checkpoint,
@@ -177,7 +252,13 @@ absl::StatusOr<RankMemory> PlanRankMemory(const JobOptions& options,
   memory.work_bytes = WorkBytes(options, config, world_size);
   memory.rope_bytes =
       RopeTable::Bytes(config.rope.rotary_dim, RopePositions(config, kv_pages));
-  memory.history_bytes = HistoryBytes(HistoryShapeOf(options, model));
+  const HistoryShape history = HistoryShapeOf(options, model);
+  memory.history_bytes = HistoryBytes(history);
+  // Also where all experts are resident: with fewer slots it will be needed.
+  memory.foresight_bytes =
+      PredictorBytes(options.policy, PredictorShapeOf(options, config), history,
+                     options.batch);
+  memory.mailbox_bytes = MailboxBytes(options, history, rank, world_size);
   memory.program_bytes = kProgramBytes;
   return memory;
 }

@@ -9,7 +9,9 @@
 #include "comm/exchange_options.h"
 #include "comm/hints.h"
 #include "experts/history.h"
+#include "experts/history_mailbox.h"
 #include "experts/memory_budget.h"
+#include "experts/predictor.h"
 #include "launcher/job.h"
 #include "launcher/options.h"
 #include "runtime/kernels/kv_layout.h"
@@ -39,6 +41,14 @@ ExchangeOptions ExchangeOptionsOf(const JobOptions& options,
 
 HistoryShape HistoryShapeOf(const JobOptions& options, const Model& model);
 
+PredictorShape PredictorShapeOf(const JobOptions& options,
+                                const ModelConfig& config);
+
+// Of a job that has --history, several ranks and no coordinator: what they
+// learnt, the latest, waits for its end.
+HistoryMailbox::Options GatheredHistoryOf(const HistoryShape& shape,
+                                          int world_size);
+
 // One rank's share. Sizes are bytes.
 struct RankMemory {
   int32_t rank = 0;
@@ -49,11 +59,13 @@ struct RankMemory {
   int64_t dense_bytes = 0;      // all weights but experts, once per process
   int64_t kv_bytes_per_token = 0;
   int64_t kv_bytes = 0;
-  int64_t exchange_bytes = 0;  // at most, in a full step
-  int64_t work_bytes = 0;      // activations and logits of a full step
-  int64_t rope_bytes = 0;      // table of rotary positions, full
-  int64_t history_bytes = 0;   // what predictors remember
-  int64_t program_bytes = 0;   // code, libraries, tables: an allowance
+  int64_t exchange_bytes = 0;   // at most, in a full step
+  int64_t work_bytes = 0;       // activations and logits of a full step
+  int64_t rope_bytes = 0;       // table of rotary positions, full
+  int64_t history_bytes = 0;    // what predictors remember
+  int64_t foresight_bytes = 0;  // what they keep of a full step
+  int64_t mailbox_bytes = 0;    // history on its way to other ranks, at most
+  int64_t program_bytes = 0;    // code, libraries, tables: an allowance
 
   double slots_per_layer() const {
     return moe_layers == 0 ? 0

@@ -100,6 +100,7 @@ struct JobOptions : WorldOptions {
   bool needs_tokenizer = true;
   int64_t kv_tokens = 0;   // positions to have room for; 0: as --batch asks
   int64_t logit_rows = 0;  // rows of logits of one step; at least --batch
+  bool shares_history = false;  // by a coordinator
   // What tests do to a rank, from PORTOLAN_FAULT (fault.h), and the rank that
   // PORTOLAN_ODD_RANK gives another numerics id.
   std::string fault;

@@ -129,6 +129,8 @@ Json RankJson(const RankMemory& rank) {
           {"work_bytes", rank.work_bytes},
           {"rope_bytes", rank.rope_bytes},
           {"history_bytes", rank.history_bytes},
+          {"foresight_bytes", rank.foresight_bytes},
+          {"mailbox_bytes", rank.mailbox_bytes},
           {"program_bytes", rank.program_bytes},
           {"bytes", rank.bytes()}};
 }
@@ -196,7 +198,7 @@ void PrintPlan(const PlanOptions& options, const Plan& plan) {
         Size(rank.kv_bytes).c_str(), Size(rank.exchange_bytes).c_str(),
         Size(rank.staging_bytes + rank.host_tier_bytes).c_str(),
         Size(rank.work_bytes + rank.rope_bytes + rank.history_bytes +
-             rank.program_bytes)
+             rank.foresight_bytes + rank.mailbox_bytes + rank.program_bytes)
             .c_str(),
         Size(rank.bytes()).c_str());
   }
@@ -263,6 +265,8 @@ void AddPlanCommand(CLI::App& app, int& exit_code) {
   AddFlag(*command, "--ranks-per-host", options->ranks_per_host,
           "Ranks that share the memory of a host (default: all)")
       ->check(CLI::Range(1, 1 << 16));
+  AddSwitch(*command, "--service", options->job.shares_history,
+            "Of ranks that serve (serve, worker) and share their history");
   AddSwitch(*command, "--json", options->json, "Print JSON");
   command->callback(
       [options, &exit_code] { exit_code = Report(RunPlan(*options)); });

@@ -32,6 +32,7 @@ std::unique_ptr<EndTimer> CatchTerminationOfThreads(const JobOptions& job) {
 
 absl::StatusOr<int> RunWorker(ServiceOptions options) {
   options.job.drains = true;
+  options.job.shares_history = true;
   options.Complete();
   PORTOLAN_RETURN_IF_ERROR(options.Validate());
   PORTOLAN_ASSIGN_OR_RETURN(const CoordinatorAddress address,
@@ -148,6 +149,7 @@ absl::Status RunServeRank(const ServeOptions& options,
 absl::StatusOr<int> RunServe(ServeOptions options) {
   ServiceOptions& service = options.service;
   service.job.drains = true;
+  service.job.shares_history = true;
   service.Complete();
   PORTOLAN_RETURN_IF_ERROR(service.Validate());
   PORTOLAN_RETURN_IF_ERROR(options.coordinator.Validate());

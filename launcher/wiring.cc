@@ -23,9 +23,6 @@
 namespace portolan {
 namespace {
 
-// Of what one rank learnt, the latest, that --history gets at the end.
-constexpr size_t kGatheredHistoryBytes = 256 << 20;
-
 // Ranks that share this rank's host, and which of them it is.
 struct LocalPlace {
   int rank = 0;
@@ -146,14 +143,8 @@ absl::Status RankRuntime::WireForesight() {
     const absl::Status loaded = history_->Load(options_.history_file);
     if (!loaded.ok() && !absl::IsNotFound(loaded)) return loaded;
   }
-  const PredictorShape shape{
-      .num_layers = config.num_layers,
-      .num_experts = config.num_experts,
-      .top_k = config.top_k,
-      .hidden = static_cast<int32_t>(config.hidden),
-      .max_step_tokens = static_cast<int32_t>(options_.tokens_per_step)};
   std::unique_ptr<Predictor> predictor =
-      MakePredictor(options_.policy, shape,
+      MakePredictor(options_.policy, PredictorShapeOf(options_, config),
                     {.distance = options_.prefetch_distance}, *history_);
   if (predictor == nullptr) return absl::OkStatus();
   foresight_ = std::make_unique<Foresight>(
@@ -165,10 +156,8 @@ HistoryMailbox* RankRuntime::MakeHistoryMailbox() {
   if (options_.history_file.empty() || transport_.world_size() == 1) {
     return nullptr;
   }
-  history_mailbox_ = std::make_unique<HistoryMailbox>(HistoryMailbox::Options{
-      .max_outgoing_bytes = kGatheredHistoryBytes,
-      .max_incoming_bytes = kGatheredHistoryBytes *
-                            static_cast<size_t>(transport_.world_size())});
+  history_mailbox_ = std::make_unique<HistoryMailbox>(
+      GatheredHistoryOf(history_->shape(), transport_.world_size()));
   return history_mailbox_.get();
 }
 

@@ -63,6 +63,26 @@ TEST(HistoryRecordTest, AnIterationComesBackInHalfPrecision) {
   }
 }
 
+TEST(HistoryRecordTest, NoRowIsLongerThanIsSaidOfItsShape) {
+  for (const int32_t experts : {4, 400}) {
+    RecordShape shape = kShape;
+    shape.num_experts = experts;
+    SequenceRecord longest = {
+        .context = {1, 2, 3},
+        .map = std::vector<float>(static_cast<size_t>(2 * experts)),
+        .tokens = std::vector<int32_t>(kMaxRecordTokens),
+        .experts = std::vector<int32_t>(kMaxRecordTokens * 2 * 2)};
+    const HistoryRow sequence = EncodeRecord(shape, longest);
+    const HistoryRow iteration = EncodeRecord(
+        shape,
+        IterationRecord{.embedding = longest.context, .map = longest.map});
+
+    EXPECT_EQ(sequence.key.size() + sequence.map.size() + iteration.key.size() +
+                  iteration.map.size(),
+              MaxRowBytes(shape));
+  }
+}
+
 TEST(HistoryRecordTest, ATruncatedRowIsRefusedAtEveryLength) {
   const HistoryRow row = EncodeRecord(kShape, Sequence());
 

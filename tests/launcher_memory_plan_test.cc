@@ -1,6 +1,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cstdlib>
 #include <regex>
 #include <string>
 #include <vector>
@@ -64,12 +65,74 @@ TEST(MemoryPlanTest, TheRunningRanksHoldWhatThePlanSays) {
               EXPECT_EQ(mine.rope_bytes, (*rank)->forward().rope_bytes());
               EXPECT_GT(mine.rope_bytes, 0);
               EXPECT_EQ(mine.staging_bytes, (*rank)->staging_bytes());
+              EXPECT_EQ(mine.history_bytes,
+                        HistoryBytes((*rank)->history().shape()));
               return absl::OkStatus();
             });
           });
       EXPECT_TRUE(status.ok()) << status;
     }
   }
+}
+
+TEST(MemoryPlanTest, QuantisedWeightsTakeTheSlotsAndStagingOfTheirPack) {
+  const TempDir dir;
+  for (const char* format : {"", "int8"}) {
+    std::string command = absl::StrCat(PORTOLAN_PROGRAM, " pack --model ",
+                                       BundledModel().model_dir, " --pack-dir ",
+                                       dir.path(), " >/dev/null 2>&1");
+    if (*format != 0) absl::StrAppend(&command, " --quantize ", format);
+    ASSERT_EQ(std::system(command.c_str()), 0) << command;
+  }
+  for (const WeightFormat format : {WeightFormat::kBf16, WeightFormat::kInt8}) {
+    JobOptions options = Small(1, "25%");
+    options.pack_dir = dir.path();
+    options.weights = format;
+    options.dense_weights = format;
+    const absl::Status status =
+        RunJob(options, [&](const Model& model, RunWorld run_world) {
+          const RankMemory plan = *PlanRankMemory(options, model, 0, 1);
+          EXPECT_EQ(plan.dense_bytes, model.weights.bytes());
+          return run_world([&](Transport& transport) -> absl::Status {
+            NoSink sink;
+            auto rank = RankRuntime::Create(options, model, transport, sink);
+            if (!rank.ok()) return rank.status();
+            EXPECT_EQ(plan.experts.bytes(), (*rank)->expert_memory_bytes());
+            EXPECT_EQ(plan.staging_bytes, 0);
+            EXPECT_EQ((*rank)->staging_bytes(), 0);
+            return absl::OkStatus();
+          });
+        });
+    EXPECT_TRUE(status.ok()) << status;
+  }
+}
+
+TEST(MemoryPlanTest, WhatPredictorsAndMailboxesKeepIsCountedWhereTheyAre) {
+  const Model model = *OpenModel(BundledModel().model_dir);
+  JobOptions options = Small(2, "25%");
+  const auto memory = [&](int rank) {
+    return *PlanRankMemory(options, model, rank, options.ranks);
+  };
+  options.policy = "lru";
+  EXPECT_EQ(memory(0).foresight_bytes, 0);
+  EXPECT_EQ(memory(0).mailbox_bytes, 0);
+
+  options.policy = "fmoe";
+  const int64_t few = memory(0).foresight_bytes;
+  options.history_capacity *= 10;
+  const int64_t tracks = memory(0).foresight_bytes;
+  // Each token of a step has a number for each map.
+  EXPECT_EQ(tracks - few, options.tokens_per_step * 9000 * 4);
+
+  options.history_file = "history";
+  EXPECT_GT(memory(1).mailbox_bytes, 0);
+  EXPECT_GT(memory(0).mailbox_bytes, memory(1).mailbox_bytes);
+  EXPECT_LT(memory(1).mailbox_bytes, int64_t{520} << 20);
+  options.shares_history = true;
+  const HistoryMailbox::Options shared;
+  EXPECT_GE(memory(1).mailbox_bytes,
+            static_cast<int64_t>(shared.max_incoming_bytes +
+                                 shared.max_outgoing_bytes));
 }
 
 TEST(MemoryPlanTest, OwnedExpertsOfAllRanksAreTheModels) {

@@ -2,6 +2,7 @@
 job that then starts keeps to it."""
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -47,7 +48,8 @@ class PlanTest(unittest.TestCase):
                              2 * 2 * 2 * (4096 // 4) * 32)
             parts = ("expert_bytes", "staging_bytes", "host_tier_bytes",
                      "dense_bytes", "kv_bytes", "exchange_bytes", "work_bytes",
-                     "rope_bytes", "history_bytes", "program_bytes")
+                     "rope_bytes", "history_bytes", "foresight_bytes",
+                     "mailbox_bytes", "program_bytes")
             self.assertEqual(rank["bytes"], sum(rank[part] for part in parts))
         self.assertEqual(refused.returncode, 1)
         self.assertRegex(refused.stderr, r"error: all experts do not fit: .*"
@@ -94,6 +96,62 @@ class PlanTest(unittest.TestCase):
              "--memory-available", "150MB"])
         self.assertEqual(done.returncode, 1)
         self.assertRegex(done.stderr, r"error: .*2 rank\(s\) want")
+
+    def peak(self, *arguments):
+        """Most resident bytes of a run in which a step is full."""
+        process = subprocess.Popen(
+            [str(part) for part in (
+                portolan.program(BUILD), "generate", "--model", portolan.MODEL,
+                "--prompts", PROMPTS, "--temperature", "0", "--ignore-eos",
+                "--max-tokens", "2", "--tokens-per-step", "64", *arguments)],
+            stdout=subprocess.DEVNULL)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        self.assertEqual(process.returncode, 0)
+        return usage.ru_maxrss * 1024
+
+    def test_what_a_run_takes_is_what_was_planned(self):
+        for policy, format in (("lru", "exact"), ("adaptive", "compact"),
+                               ("fmoe", "exact"), ("fmoe", "compact")):
+            flags = ["--policy", policy, "--history-format", format,
+                     "--expert-memory", "25%"]
+            bytes_planned, peaks = [], []
+            for capacity in ("1000", "60000"):
+                run = [*flags, "--history-capacity", capacity]
+                rank = plan_json(*run, "--tokens-per-step",
+                                 "64")["per_rank"][0]
+                bytes_planned.append(rank["bytes"])
+                peaks.append(self.peak(*run))
+            with self.subTest(policy=policy, format=format,
+                              planned=bytes_planned, peaks=peaks):
+                for planned, peak in zip(bytes_planned, peaks):
+                    self.assertLessEqual(peak, planned)
+                planned = bytes_planned[1] - bytes_planned[0]
+                self.assertGreater(planned, 100 << 20)
+                # A step of these prompts is full or nearly so.
+                self.assertGreater(peaks[1] - peaks[0], 0.9 * planned)
+
+    def test_quantised_weights_take_smaller_slots_and_want_their_pack(self):
+        with tempfile.TemporaryDirectory() as directory:
+            flags = ["--pack-dir", directory, "--weights", "int8"]
+            refused = plan(*flags)
+            packed = portolan.run(
+                [portolan.program(BUILD), "pack", "--model", portolan.MODEL,
+                 "--pack-dir", directory, "--quantize", "int8"])
+            self.assertEqual(packed.returncode, 0, packed.stderr)
+            quantised = plan_json(*flags)["per_rank"][0]
+        bf16 = plan_json()["per_rank"][0]
+        self.assertEqual(refused.returncode, 1)
+        self.assertRegex(refused.stderr, r"error: .*holds no pack")
+        self.assertLess(quantised["slot_bytes"], 0.6 * bf16["slot_bytes"])
+        self.assertEqual(quantised["staging_bytes"], 0)
+        self.assertGreater(bf16["staging_bytes"], 0)
+
+    def test_ranks_that_serve_share_their_history(self):
+        alone = plan_json("--ranks", "2")["per_rank"][1]
+        serving = plan_json("--ranks", "2", "--service")["per_rank"][1]
+        self.assertEqual(alone["mailbox_bytes"], 0)
+        self.assertGreater(serving["mailbox_bytes"], 80 << 20)
 
     def test_a_trace_foretells_the_stall(self):
         with tempfile.TemporaryDirectory() as directory:
