@@ -5,8 +5,7 @@
 #include "tests/emulated_tiles.h"
 // After the stand-ins that it calls.
 #include "runtime/kernels/gemm_amx.h"
-#include "runtime/kernels/gemm_pairs.h"
-#include "runtime/kernels/gemm_quantised.h"
+#include "runtime/kernels/gemm_quantised_pairs.h"
 #include "runtime/kernels/row_kernels.h"
 #include "tests/kernel_test_util.h"
 
@@ -14,7 +13,8 @@ namespace portolan {
 namespace {
 
 constexpr KernelTable kAvx512 = WithRowKernels(WithQuantised(VectorTable()));
-constexpr KernelTable kAvx512Bf16 = WithRowKernels(WithQuantised(PairTable()));
+constexpr KernelTable kAvx512Bf16 =
+    WithRowKernels(WithQuantisedPairs(PairTable()));
 constexpr KernelTable kAmx = WithRowKernels(WithQuantised(TileTable()));
 
 }  // namespace

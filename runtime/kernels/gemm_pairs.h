@@ -8,6 +8,14 @@
 // chain in one lane, the earlier one above, so give the bits that the order of
 // numerics prescribes. 16 lanes only. Internal to the path_*.cc files.
 
+// One instruction; its stand-in where there is none stays a function, or it
+// would fill the unrolled loops.
+#if defined(PORTOLAN_EMULATED_WIDTH)
+#define PORTOLAN_INSTRUCTION __attribute__((noinline))
+#else
+#define PORTOLAN_INSTRUCTION PORTOLAN_INLINE inline
+#endif
+
 namespace portolan {
 namespace {
 
@@ -34,7 +42,7 @@ PORTOLAN_INLINE inline UintVec SplatPair(const uint16_t* from) {
 }
 
 // sum + upper a * upper b, then + lower a * lower b.
-PORTOLAN_INLINE inline Vec AddPairs(UintVec a, UintVec b, Vec sum) {
+PORTOLAN_INSTRUCTION Vec AddPairs(UintVec a, UintVec b, Vec sum) {
 #if defined(PORTOLAN_EMULATED_WIDTH)
   sum = MultiplyAdd((Vec)(a & 0xffff0000u), (Vec)(b & 0xffff0000u), sum);
   return MultiplyAdd((Vec)(a << 16), (Vec)(b << 16), sum);

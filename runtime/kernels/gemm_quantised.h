@@ -27,16 +27,20 @@ constexpr int kQuantisedBlocks = kWidth == 16 ? 2 : 1;
 // Bytes by which the prefetch runs ahead of the loads.
 constexpr int64_t kQuantisedAhead = 4096;
 
-struct QuantisedTile {
-  const float* x;
-  int64_t x_stride;
+struct QuantisedWeights {
   const uint8_t* w;
   int64_t w_block_stride;  // bytes
   int64_t k_blocks;
+  const uint8_t* w_last;  // the last byte worth a prefetch
+};
+
+template <typename Element>
+struct QuantisedTile : QuantisedWeights {
+  const Element* x;
+  int64_t x_stride;
   float* c;
   int64_t c_stride;
   bool accumulate;
-  const uint8_t* w_last;  // the last byte worth a prefetch
 };
 
 // kWidth bytes as integers.
@@ -160,8 +164,8 @@ PORTOLAN_INLINE inline void ClearChains(Vec (&chain)[kRows][kBlocks][kParts]) {
 }
 
 // The running sums, out of memory and into it.
-template <int kRows, int kBlocks>
-PORTOLAN_INLINE inline void LoadChains(const QuantisedTile& t,
+template <typename Tile, int kRows, int kBlocks>
+PORTOLAN_INLINE inline void LoadChains(const Tile& t,
                                        Vec (&sum)[kRows][kBlocks][kParts]) {
   ForChains<kRows, kBlocks>([&](int r, int b, int p) PORTOLAN_INLINE {
     const float* c = t.c + r * t.c_stride + b * kLanes + p * kWidth;
@@ -169,9 +173,9 @@ PORTOLAN_INLINE inline void LoadChains(const QuantisedTile& t,
   });
 }
 
-template <int kRows, int kBlocks>
+template <typename Tile, int kRows, int kBlocks>
 PORTOLAN_INLINE inline void StoreChains(
-    const QuantisedTile& t, const Vec (&sum)[kRows][kBlocks][kParts]) {
+    const Tile& t, const Vec (&sum)[kRows][kBlocks][kParts]) {
   ForChains<kRows, kBlocks>([&](int r, int b, int p) PORTOLAN_INLINE {
     StoreVec(t.c + r * t.c_stride + b * kLanes + p * kWidth, sum[r][b][p]);
   });
@@ -200,7 +204,7 @@ PORTOLAN_INLINE inline void AddScaledChains(
 
 // chain += x * w for one input of every row.
 template <int kRows, int kBlocks>
-PORTOLAN_INLINE inline void Step(const QuantisedTile& t, const float* x,
+PORTOLAN_INLINE inline void Step(const QuantisedTile<float>& t, const float* x,
                                  const Vec (&w)[kBlocks][kParts],
                                  Vec (&chain)[kRows][kBlocks][kParts]) {
   PORTOLAN_UNROLL
@@ -216,9 +220,10 @@ PORTOLAN_INLINE inline void Step(const QuantisedTile& t, const float* x,
 // after those at work.
 class Ahead {
  public:
-  Ahead(const QuantisedTile& t, int64_t tile_bytes)
+  Ahead(const QuantisedWeights& t, int64_t tile_bytes,
+        int64_t ahead = kQuantisedAhead)
       : t_(t),
-        bytes_(kQuantisedAhead / tile_bytes * tile_bytes),
+        bytes_(ahead / tile_bytes * tile_bytes),
         kb_(bytes_ / tile_bytes) {}
 
   // While the tiles at `w` and in the blocks after it are at work.
@@ -238,14 +243,14 @@ class Ahead {
   }
 
  private:
-  const QuantisedTile& t_;
+  const QuantisedWeights& t_;
   int64_t bytes_;  // from the tiles at work
   int64_t kb_;     // the block of K that it has reached
 };
 
 // kInRange: the scale of a block comes last.
 template <int kRows, int kBlocks, bool kInRange>
-void MultiplyInt8(const QuantisedTile& t) {
+void MultiplyInt8(const QuantisedTile<float>& t) {
   Chains<kRows, kBlocks> sum;
   LoadChains(t, sum);
   const float* x = t.x;
@@ -288,7 +293,7 @@ void MultiplyInt8(const QuantisedTile& t) {
 }
 
 template <int kRows, int kBlocks>
-void MultiplyInt4(const QuantisedTile& t) {
+void MultiplyInt4(const QuantisedTile<float>& t) {
   Chains<kRows, kBlocks> sum;
   LoadChains(t, sum);
   const float* x = t.x;
@@ -341,29 +346,31 @@ void MultiplyInt4(const QuantisedTile& t) {
   StoreChains(t, sum);
 }
 
-using QuantisedFunction = void (*)(const QuantisedTile&);
+template <typename Element>
+using QuantisedFunction = void (*)(const QuantisedTile<Element>&);
 
 // By number of rows - 1.
 template <int kBlocks>
-constexpr QuantisedFunction kInt8Any[4] = {
+constexpr QuantisedFunction<float> kInt8Any[4] = {
     MultiplyInt8<1, kBlocks, false>, MultiplyInt8<2, kBlocks, false>,
     MultiplyInt8<3, kBlocks, false>,
     MultiplyInt8<kQuantisedRows, kBlocks, false>};
 template <int kBlocks>
-constexpr QuantisedFunction kInt8InRange[4] = {
+constexpr QuantisedFunction<float> kInt8InRange[4] = {
     MultiplyInt8<1, kBlocks, true>, MultiplyInt8<2, kBlocks, true>,
     MultiplyInt8<3, kBlocks, true>,
     MultiplyInt8<kQuantisedRows, kBlocks, true>};
 template <int kBlocks>
-constexpr QuantisedFunction kInt4Any[4] = {
+constexpr QuantisedFunction<float> kInt4Any[4] = {
     MultiplyInt4<1, kBlocks>, MultiplyInt4<2, kBlocks>,
     MultiplyInt4<3, kBlocks>, MultiplyInt4<kQuantisedRows, kBlocks>};
 
 // All rows over one group of output blocks, in register tiles of almost equal
 // size.
-inline void MultiplyRows(const QuantisedFunction (&functions)[4], int64_t rows,
-                         QuantisedTile tile) {
-  const int64_t tiles = (rows + kQuantisedRows - 1) / kQuantisedRows;
+template <int kRows, typename Element>
+void MultiplyRows(const QuantisedFunction<Element>* functions, int64_t rows,
+                  QuantisedTile<Element> tile) {
+  const int64_t tiles = (rows + kRows - 1) / kRows;
   for (int64_t left = tiles; left > 0; --left) {
     const int64_t now = (rows + left - 1) / left;
     functions[now - 1](tile);
@@ -373,11 +380,14 @@ inline void MultiplyRows(const QuantisedFunction (&functions)[4], int64_t rows,
   }
 }
 
-inline void MultiplyQuantised(const MultiplyArgs& args,
-                              const QuantisedFunction (&whole)[4],
-                              const QuantisedFunction (&single)[4]) {
-  QuantisedTile tile;
-  tile.x = static_cast<const float*>(args.x) + args.first_k_block * kBlockK;
+// Functions for 1 .. kRows rows: `whole` for kBlocks output blocks at a time,
+// `single` for one.
+template <int kRows, int kBlocks, typename Element>
+void MultiplyQuantised(const MultiplyArgs& args,
+                       const QuantisedFunction<Element>* whole,
+                       const QuantisedFunction<Element>* single) {
+  QuantisedTile<Element> tile;
+  tile.x = static_cast<const Element*>(args.x) + args.first_k_block * kBlockK;
   tile.x_stride = args.x_k_blocks * kBlockK;
   tile.w_block_stride = args.w_block_stride;
   tile.k_blocks = args.k_blocks;
@@ -385,24 +395,27 @@ inline void MultiplyQuantised(const MultiplyArgs& args,
   tile.accumulate = args.accumulate;
   tile.w_last = static_cast<const uint8_t*>(args.w_end) - 1;
   for (int64_t block = 0; block < args.num_blocks;) {
-    const bool is_whole = block + kQuantisedBlocks <= args.num_blocks;
+    const bool is_whole = block + kBlocks <= args.num_blocks;
     tile.w = static_cast<const uint8_t*>(args.w) + block * args.w_block_stride;
     tile.c = args.c + block * kLanes;
-    MultiplyRows(is_whole ? whole : single, args.rows, tile);
-    block += is_whole ? kQuantisedBlocks : 1;
+    MultiplyRows<kRows>(is_whole ? whole : single, args.rows, tile);
+    block += is_whole ? kBlocks : 1;
   }
 }
 
 void MultiplyInt8Rows(const MultiplyArgs& args) {
-  MultiplyQuantised(args, kInt8Any<kQuantisedBlocks>, kInt8Any<1>);
+  MultiplyQuantised<kQuantisedRows, kQuantisedBlocks, float>(
+      args, kInt8Any<kQuantisedBlocks>, kInt8Any<1>);
 }
 
 void MultiplyInt8InRange(const MultiplyArgs& args) {
-  MultiplyQuantised(args, kInt8InRange<kQuantisedBlocks>, kInt8InRange<1>);
+  MultiplyQuantised<kQuantisedRows, kQuantisedBlocks, float>(
+      args, kInt8InRange<kQuantisedBlocks>, kInt8InRange<1>);
 }
 
 void MultiplyInt4Rows(const MultiplyArgs& args) {
-  MultiplyQuantised(args, kInt4Any<kQuantisedBlocks>, kInt4Any<1>);
+  MultiplyQuantised<kQuantisedRows, kQuantisedBlocks, float>(
+      args, kInt4Any<kQuantisedBlocks>, kInt4Any<1>);
 }
 
 // True if every x is zero or between 2^-60 and 2^60. `count` is a multiple of

@@ -35,17 +35,18 @@ struct VectorTile {
   int64_t c_stride;
   bool accumulate;
   const uint16_t* w_last;  // the last tile worth a prefetch
-  // Where several register tiles share the weights: lines of the output blocks
-  // that come next, fetched during this tile, so many with every block of K.
+  // What comes next, fetched during this tile: so many lines with every block
+  // of K, for each output block.
   const uint16_t* next;
+  int64_t next_stride;
   int64_t next_lines;
 };
 
 constexpr int64_t kLine = 32;  // bf16 elements of a cache line
 constexpr int64_t kTileLines = kTileSize / kLine;
 
-// Spreads the fetching of the next output blocks over the register tiles of
-// the present ones, so that memory does not idle while later tiles compute on
+// Spreads the fetching of the next weights over the register tiles of the
+// present ones, so that memory does not idle while later tiles compute on
 // what the first one brought into the cache.
 template <int kBlocks, typename Tile>
 inline void FetchNext(const Tile& t, int64_t kb) {
@@ -53,7 +54,7 @@ inline void FetchNext(const Tile& t, int64_t kb) {
   for (int64_t i = 0; i < t.next_lines; ++i, from += kLine) {
     PORTOLAN_UNROLL
     for (int b = 0; b < kBlocks; ++b) {
-      const uint16_t* line = from + b * t.w_block_stride;
+      const uint16_t* line = from + b * t.next_stride;
       __builtin_prefetch(line < t.w_last ? line : t.w_last, 0, 2);
     }
   }
@@ -188,38 +189,47 @@ constexpr TileFunction<Steps> kTileFunctions[6] = {
     MultiplyTile<Steps, kTileRows == 6 ? 6 : 3, kBlocks, kPrefetch>};
 
 // All rows over one group of output blocks, in register tiles of almost equal
-// size: one row alone takes nearly the time of two. The first tile brings the
-// weights into the cache.
+// size: one row alone takes nearly the time of two. They share the fetching of
+// `lines` lines a block of K at tile.next; the first one fetches its own
+// weights too if they are `cold`.
+template <typename Steps, int kBlocks>
+void MultiplyRowTiles(VectorTile<typename Steps::Element> tile, int64_t rows,
+                      int64_t lines, bool cold) {
+  int64_t left = rows;
+  int64_t tiles = (rows + kTileRows - 1) / kTileRows;
+  const int64_t share = (lines + tiles - 1) / tiles;
+  for (int64_t done = 0; tiles > 0; --tiles, done += share) {
+    tile.next_lines = done < lines ? share : 0;
+    const int64_t now = (left + tiles - 1) / tiles;
+    if (left == rows && cold) {
+      kTileFunctions<Steps, kBlocks, true>[now - 1](tile);
+    } else {
+      kTileFunctions<Steps, kBlocks, false>[now - 1](tile);
+    }
+    tile.x += now * tile.x_stride;
+    tile.c += now * tile.c_stride;
+    tile.next += tile.next_lines * tile.k_blocks * kLine;
+    left -= now;
+  }
+}
+
+// The same from packed weights: the first tile brings them into the cache, and
+// where others follow, the next output blocks too.
 template <typename Steps, int kBlocks>
 void MultiplyBlocks(const MultiplyArgs& args,
                     VectorTile<typename Steps::Element> tile) {
-  int64_t left = args.rows;
-  int64_t tiles = (left + kTileRows - 1) / kTileRows;
   tile.next = tile.w + kBlocks * tile.w_block_stride;
-  // Of a tile's lines, for each register tile.
-  const int64_t share =
-      tiles == 1 || args.w_end == nullptr || tile.next > tile.w_last
-          ? 0
-          : (kTileLines + tiles - 1) / tiles;
-  for (int64_t done = 0; tiles > 0; --tiles, done += share) {
-    tile.next_lines = done < kTileLines ? share : 0;
-    const int64_t rows = (left + tiles - 1) / tiles;
-    if (left == args.rows && args.w_end != nullptr) {
-      kTileFunctions<Steps, kBlocks, true>[rows - 1](tile);
-    } else {
-      kTileFunctions<Steps, kBlocks, false>[rows - 1](tile);
-    }
-    tile.x += rows * tile.x_stride;
-    tile.c += rows * tile.c_stride;
-    tile.next += tile.next_lines * tile.k_blocks * kLine;
-    left -= rows;
-  }
+  tile.next_stride = tile.w_block_stride;
+  const bool cold = args.w_end != nullptr;
+  const bool fetch = cold && args.rows > kTileRows && tile.next <= tile.w_last;
+  MultiplyRowTiles<Steps, kBlocks>(tile, args.rows, fetch ? kTileLines : 0,
+                                   cold);
 }
 
 template <typename Steps>
 void MultiplyVector(const MultiplyArgs& args) {
   using Element = typename Steps::Element;
-  VectorTile<Element> tile;
+  VectorTile<Element> tile{};
   tile.x = static_cast<const Element*>(args.x) + args.first_k_block * kBlockK;
   tile.x_stride = args.x_k_blocks * kBlockK;
   tile.w_block_stride = args.w_block_stride;

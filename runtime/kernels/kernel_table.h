@@ -45,8 +45,8 @@ struct GemmKernel {
 
 // Products with quantised weights (weight_format.h). Up to few_rows rows of
 // bf16 x are multiplied straight from them: `few`, for which w and
-// w_block_stride count bytes. For all else `unpack` writes the bf16 tiles that
-// they stand for.
+// w_block_stride count bytes and w_end is not null. For all else `unpack`
+// writes the bf16 tiles that they stand for.
 struct QuantisedKernel {
   GemmKernel few;
   int64_t few_rows = 0;

@@ -1,11 +1,10 @@
-#include "runtime/kernels/gemm_pairs.h"
-#include "runtime/kernels/gemm_quantised.h"
+#include "runtime/kernels/gemm_quantised_pairs.h"
 #include "runtime/kernels/row_kernels.h"
 
 namespace portolan {
 namespace {
 
-constexpr KernelTable kTable = WithRowKernels(WithQuantised(PairTable()));
+constexpr KernelTable kTable = WithRowKernels(WithQuantisedPairs(PairTable()));
 
 }  // namespace
 
