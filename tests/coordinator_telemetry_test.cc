@@ -82,6 +82,11 @@ TEST(TelemetryTest, WritesOneJsonObjectALine) {
     telemetry.Ended(request);
     telemetry.Denied("1.2.3.4", absl::UnauthenticatedError("no"));
     telemetry.Denied("1.2.3.4", absl::UnauthenticatedError("no"));
+    for (int i = 0; i < 2; ++i) {
+      telemetry.Refused("1.2.3.4", "nonsense", "what came");
+      telemetry.Refused("1.2.3.5", "nonsense", "what came");
+      telemetry.Refused("", "certificate", "expired");
+    }
   }
 
   std::ifstream file(path);
@@ -89,7 +94,7 @@ TEST(TelemetryTest, WritesOneJsonObjectALine) {
   for (std::string line; std::getline(file, line);) {
     lines.push_back(nlohmann::json::parse(line));
   }
-  ASSERT_THAT(lines, SizeIs(2)) << "the second denial is not told again";
+  ASSERT_THAT(lines, SizeIs(5)) << "what is told is not told again";
   EXPECT_EQ(lines[0]["event"], "request");
   EXPECT_EQ(lines[0]["request_id"], "r1-00");
   EXPECT_EQ(lines[0]["x_request_id"], "mine");
@@ -97,6 +102,11 @@ TEST(TelemetryTest, WritesOneJsonObjectALine) {
   EXPECT_EQ(lines[0]["queue_s"], 1.0);
   EXPECT_EQ(lines[0]["e2e_s"], 7.0);
   EXPECT_EQ(lines[1]["event"], "denied");
+  EXPECT_EQ(lines[2]["event"], "refused");
+  EXPECT_EQ(lines[2]["address"], "1.2.3.4");
+  EXPECT_EQ(lines[3]["address"], "1.2.3.5");
+  EXPECT_EQ(lines[4]["cause"], "certificate");
+  EXPECT_FALSE(lines[4].contains("address"));
 }
 
 }  // namespace

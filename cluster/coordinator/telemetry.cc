@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 
 namespace portolan {
@@ -45,8 +46,8 @@ const Buckets& CountBuckets() {
   return buckets;
 }
 
-constexpr absl::Duration kTellDeniedAgain = absl::Minutes(1);
-constexpr size_t kMaxDeniedAddresses = 1000;
+constexpr absl::Duration kTellAgain = absl::Minutes(1);
+constexpr size_t kMaxTold = 1000;
 
 std::string ModelOf(const StoredRequest& request) {
   const std::string& name = request.queued.model_label();
@@ -301,21 +302,42 @@ void Telemetry::Denied(std::string_view address, const absl::Status& status) {
           "Calls without valid credentials, by status code",
           {{"code", CodeName(status)}})
       .Increment();
-  {
-    const absl::Time now = absl::Now();
-    MutexLock lock(mu_);
-    std::erase_if(denied_, [&](const auto& entry) {
-      return entry.second + kTellDeniedAgain <= now;
-    });
-    if (denied_.size() >= kMaxDeniedAddresses) return;
-    if (!denied_.emplace(std::string(address), now).second) return;
+  if (log_ == nullptr || !IsNews(absl::StrCat(std::string(address), " ",
+                                              std::string(status.message())))) {
+    return;
   }
-  if (log_ == nullptr) return;
   Json json = Line("denied");
   json["address"] = address;
   json["code"] = CodeName(status);
   json["message"] = std::string(status.message());
   log_->Write(Dump(json));
+}
+
+void Telemetry::Refused(std::string_view address, std::string_view cause,
+                        std::string_view message) {
+  Counter("portolan_refused_connections_total",
+          "Connections and messages that were refused unread, by cause",
+          {{"cause", std::string(cause)}})
+      .Increment();
+  if (log_ == nullptr ||
+      !IsNews(absl::StrCat(std::string(address), " ", std::string(cause), " ",
+                           std::string(message)))) {
+    return;
+  }
+  Json json = Line("refused");
+  if (!address.empty()) json["address"] = address;
+  json["cause"] = cause;
+  json["message"] = message;
+  log_->Write(Dump(json));
+}
+
+bool Telemetry::IsNews(std::string what) {
+  const absl::Time now = absl::Now();
+  MutexLock lock(mu_);
+  std::erase_if(told_, [&](const auto& entry) {
+    return entry.second + kTellAgain <= now;
+  });
+  return told_.size() < kMaxTold && told_.emplace(std::move(what), now).second;
 }
 
 std::string Telemetry::MetricsText() const {

@@ -48,8 +48,14 @@ class Telemetry {
   // Rows that are kept of a model and row format.
   void ExpertMaps(std::string_view fingerprint, uint32_t format, int64_t rows);
   // A call without valid credentials. Lines come at most once a minute for one
-  // address, and for 1,000 addresses in all.
-  void Denied(std::string_view address, const absl::Status& status);
+  // address and cause, and for 1,000 of those in all.
+  void Denied(std::string_view address, const absl::Status& status)
+      ABSL_LOCKS_EXCLUDED(mu_);
+  // A connection that did not become one, or a message that was not looked at;
+  // told as rarely. `address`: empty where nobody says it. `cause` is one of a
+  // few words.
+  void Refused(std::string_view address, std::string_view cause,
+               std::string_view message) ABSL_LOCKS_EXCLUDED(mu_);
 
   // The text of /metrics.
   std::string MetricsText() const;
@@ -65,6 +71,7 @@ class Telemetry {
   prometheus::Counter& Counter(const char* name, const char* help,
                                const Labels& labels);
   void Observe(const StoredRequest& request);
+  bool IsNews(std::string what) ABSL_LOCKS_EXCLUDED(mu_);
 
   const std::unique_ptr<EventLog> log_;
   prometheus::Registry registry_;
@@ -73,7 +80,8 @@ class Telemetry {
   prometheus::Gauge& ranks_;
   Mutex mu_;
   RankFigures rank_figures_ ABSL_GUARDED_BY(mu_);
-  std::map<std::string, absl::Time> denied_ ABSL_GUARDED_BY(mu_);
+  // What was told lately of whom nobody let in.
+  std::map<std::string, absl::Time> told_ ABSL_GUARDED_BY(mu_);
 };
 
 }  // namespace portolan

@@ -3,6 +3,8 @@
     security_test.py BUILD
 """
 
+import collections
+import json
 import os
 import pathlib
 import random
@@ -45,6 +47,19 @@ class SecurityTest(unittest.TestCase):
         self.addCleanup(coordinator.stop)
         return coordinator
 
+    def told(self, coordinator, event="refused"):
+        """How often each cause was told of."""
+        lines = [json.loads(line) for line in coordinator.output().splitlines()
+                 if line.startswith("{")]
+        return collections.Counter(
+            line["cause"] if event == "refused" else line["code"]
+            for line in lines if line["event"] == event)
+
+    def assertTold(self, coordinator, **counts):
+        counts = {cause.replace("_", " "): n for cause, n in counts.items()}
+        service.wait_until(lambda: self.told(coordinator) == counts, 20,
+                           f"the lines {counts}")
+
     def connect(self, coordinator, **options):
         client = Client(coordinator.address, **{"retry_for": 0, **options})
         self.addCleanup(client.close)
@@ -70,6 +85,10 @@ class TokenTest(SecurityTest):
                 self.assertEqual(refused(client, call),
                                  grpc.StatusCode.UNAUTHENTICATED)
         self.connect(coordinator, token="a" * 24).stats()
+        # Two causes: nothing was shown, and what was shown is wrong.
+        service.wait_until(
+            lambda: self.told(coordinator, "denied") == {"UNAUTHENTICATED": 2},
+            20, "one line for each cause")
 
     def test_a_client_sees_its_own_requests_only(self):
         coordinator = self.start("--token-file", self.tokens())
@@ -104,6 +123,7 @@ class TlsTest(SecurityTest):
                          grpc.StatusCode.UNAVAILABLE)
         self.connect(coordinator, token="a" * 24,
                      tls_ca=self.authority.certificate.read_bytes()).stats()
+        self.assertTold(coordinator, nonsense=1)
 
     def test_an_expired_certificate_of_the_server_is_refused(self):
         self.certificate, self.key = self.authority.issue("old", expired=True)
@@ -132,6 +152,7 @@ class TlsTest(SecurityTest):
                 self.assertIn(refused(client),
                               (grpc.StatusCode.UNAVAILABLE,
                                grpc.StatusCode.UNAUTHENTICATED))
+        self.assertTold(coordinator, certificate=1)
 
 
 class ListenTest(SecurityTest):
@@ -151,6 +172,23 @@ class NonsenseTest(SecurityTest):
     def open_files(self, coordinator):
         return len(os.listdir(f"/proc/{coordinator.pid}/fd"))
 
+    def memory(self, coordinator):
+        """Resident bytes."""
+        pages = pathlib.Path(f"/proc/{coordinator.pid}/statm").read_text()
+        return int(pages.split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    def assertNoLeak(self, coordinator, act, mib=4):
+        """Neither files nor memory stay behind; the first time warms up."""
+        act()
+        files = self.open_files(coordinator)
+        memory = self.memory(coordinator)
+        act()
+        service.wait_until(
+            lambda: self.open_files(coordinator) <= files + 5, 60,
+            "the end of the connections")
+        self.assertLess(self.memory(coordinator) - memory, mib << 20)
+        self.assertTrue(coordinator.running())
+
     def test_a_message_that_is_too_long_is_refused(self):
         coordinator = self.start("--max-message-bytes", 100_000)
         client = self.connect(coordinator)
@@ -163,43 +201,48 @@ class NonsenseTest(SecurityTest):
         coordinator = self.start()
         client = self.connect(coordinator)
         client.stats()
-        files = self.open_files(coordinator)
-        size = len(coordinator.output())
         rng = random.Random(1)
         preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-        for turn in range(100):
-            with socket.create_connection(self.address(coordinator)) as sock:
-                start = (b"", preface, b"GET / HTTP/1.1\r\n\r\n")[turn % 3]
-                try:
-                    sock.sendall(start + rng.randbytes(rng.randrange(4096)))
-                except OSError:
-                    pass  # it hung up: just what it should do
+
+        def send_garbage():
+            for turn in range(100):
+                with socket.create_connection(
+                        self.address(coordinator)) as sock:
+                    start = (b"", preface, b"GET / HTTP/1.1\r\n\r\n")[turn % 3]
+                    try:
+                        sock.sendall(
+                            start + rng.randbytes(rng.randrange(4096)))
+                    except OSError:
+                        pass  # it hung up: just what it should do
+
+        self.assertNoLeak(coordinator, send_garbage)
         client.stats()
-        service.wait_until(lambda: self.open_files(coordinator) <= files + 5)
-        self.assertTrue(coordinator.running())
-        self.assertLess(len(coordinator.output()) - size, 40_000)
+        self.assertTold(coordinator, nonsense=1)
 
     def test_half_open_connections_go_away_by_themselves(self):
         coordinator = self.start()
         client = self.connect(coordinator)
         client.stats()
         files = self.open_files(coordinator)
-        size = len(coordinator.output())
-        sockets = [socket.create_connection(self.address(coordinator))
-                   for _ in range(HALF_OPEN)]
-        try:
-            began = time.monotonic()
-            for _ in range(20):
-                client.submit("Hello", max_tokens=1)
-            self.assertLess(time.monotonic() - began, 10)
-            service.wait_until(
-                lambda: self.open_files(coordinator) <= files + 5, 60,
-                "the end of the half-open connections")
-        finally:
-            for sock in sockets:
-                sock.close()
+
+        def leave_half_open():
+            sockets = [socket.create_connection(self.address(coordinator))
+                       for _ in range(HALF_OPEN)]
+            try:
+                began = time.monotonic()
+                for _ in range(20):
+                    client.submit("Hello", max_tokens=1)
+                self.assertLess(time.monotonic() - began, 10)
+                service.wait_until(
+                    lambda: self.open_files(coordinator) <= files + 5, 60,
+                    "the end of the half-open connections")
+            finally:
+                for sock in sockets:
+                    sock.close()
+
+        self.assertNoLeak(coordinator, leave_half_open)
         client.stats()
-        self.assertLess(len(coordinator.output()) - size, 40_000)
+        self.assertTold(coordinator, silent_connection=1)
 
 
 if __name__ == "__main__":

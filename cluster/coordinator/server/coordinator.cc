@@ -16,7 +16,9 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "cluster/coordinator/server/data_dir.h"
+#include "cluster/coordinator/server/door.h"
 #include "cluster/coordinator/server/expert_maps_service.h"
+#include "cluster/coordinator/server/grpc_log.h"
 #include "cluster/coordinator/server/grpc_status.h"
 #include "cluster/coordinator/server/http_server.h"
 #include "cluster/coordinator/server/services.h"
@@ -53,6 +55,7 @@ class RunningCoordinator final : public Coordinator {
   }
 
  private:
+  absl::Status OpenDoor(const CoordinatorOptions& options);
   absl::Status ListenHttp(const std::string& address);
   HttpAnswer Health() const;
   HttpAnswer Page() const;
@@ -63,6 +66,7 @@ class RunningCoordinator final : public Coordinator {
   const DataDir dir_;
   const std::unique_ptr<Telemetry> telemetry_;
   const std::unique_ptr<RequestHub> hub_;
+  const GrpcLogTap grpc_log_;
   const Security security_;
   const Gate gate_;
   std::vector<std::unique_ptr<grpc::Service>> services_;
@@ -71,6 +75,8 @@ class RunningCoordinator final : public Coordinator {
   std::string http_address_;
   std::atomic<bool> serving_ = false;
   std::unique_ptr<grpc::Server> server_;
+  std::unique_ptr<grpc::experimental::ExternalConnectionAcceptor> acceptor_;
+  std::unique_ptr<Door> door_;
   std::unique_ptr<HttpServer> http_;
 };
 
@@ -82,6 +88,7 @@ RunningCoordinator::RunningCoordinator(
     : dir_(std::move(dir)),
       telemetry_(std::move(telemetry)),
       hub_(std::move(hub)),
+      grpc_log_(*telemetry_),
       security_(std::move(security)),
       gate_(security_.rules, *telemetry_) {
   services_.push_back(MakeInferenceService(
@@ -99,7 +106,6 @@ RunningCoordinator::RunningCoordinator(
 
 // The host stays as it was given, the port is the bound one.
 std::string BoundAddress(const std::string& listen, int port) {
-  if (absl::StartsWith(listen, "unix:")) return listen;
   return absl::StrCat(listen.substr(0, listen.rfind(':')), ":", port);
 }
 
@@ -107,8 +113,15 @@ absl::Status RunningCoordinator::Listen(const CoordinatorOptions& options) {
   grpc::EnableDefaultHealthCheckService(true);
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
   grpc::ServerBuilder builder;
-  int port = 0;
-  builder.AddListeningPort(options.listen, security_.credentials, &port);
+  // Files of this machine need no door.
+  const bool is_file = absl::StartsWith(options.listen, "unix:");
+  if (is_file) {
+    builder.AddListeningPort(options.listen, security_.credentials);
+  } else {
+    acceptor_ = builder.experimental().AddExternalConnectionAcceptor(
+        grpc::ServerBuilder::experimental_type::ExternalConnectionType::FROM_FD,
+        security_.credentials);
+  }
   builder.SetMaxReceiveMessageSize(options.max_message_bytes);
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveMs);
@@ -126,12 +139,34 @@ absl::Status RunningCoordinator::Listen(const CoordinatorOptions& options) {
         "cannot listen on ", options.listen,
         "; is it in use, or no address of this machine? (--listen)"));
   }
-  address_ = BoundAddress(options.listen, port);
+  address_ = options.listen;
+  if (!is_file) PORTOLAN_RETURN_IF_ERROR(OpenDoor(options));
   serving_ = true;
   if (!options.http.empty()) {
     PORTOLAN_RETURN_IF_ERROR(ListenHttp(options.http));
   }
   return WriteEndpoint();
+}
+
+absl::Status RunningCoordinator::OpenDoor(const CoordinatorOptions& options) {
+  PORTOLAN_ASSIGN_OR_RETURN(
+      door_, Door::Open(
+                 {.listen = options.listen,
+                  .tls = !options.security.tls_cert.empty(),
+                  .patience = absl::Milliseconds(kHandshakeMs)},
+                 [this](int listener, Socket connection) {
+                   grpc::experimental::ExternalConnectionAcceptor::
+                       NewConnectionParameters parameters;
+                   parameters.listener_fd = listener;
+                   parameters.fd = connection.Release();
+                   acceptor_->HandleNewConnection(&parameters);
+                 },
+                 [this](std::string_view address, std::string_view cause,
+                        std::string_view message) {
+                   telemetry_->Refused(address, cause, message);
+                 }));
+  address_ = BoundAddress(options.listen, door_->port());
+  return absl::OkStatus();
 }
 
 absl::Status RunningCoordinator::ListenHttp(const std::string& address) {
@@ -202,6 +237,7 @@ void RunningCoordinator::Drain() {
 
 RunningCoordinator::~RunningCoordinator() {
   http_.reset();
+  door_.reset();
   if (server_ != nullptr) {
     if (auto* health = server_->GetHealthCheckService(); health != nullptr) {
       health->Shutdown();
