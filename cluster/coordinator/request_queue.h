@@ -317,6 +317,8 @@ class RequestQueue {
   Room RoomOf(const RankState& rank) const;
   bool IsSuspect(const QueuedRequest& request) const;
   bool JobHasSuspect(const std::string& job) const;
+  // Some rank could take another sequence.
+  bool AnySlot() const;
   Fit Place(Entry& entry, QueueActions& out);
   void Assign(Entry& entry, RankState& rank, QueueActions& out);
   void WakePeers(const RankState& rank, QueueActions& out) const;

@@ -270,6 +270,13 @@ bool RequestQueue::JobHasSuspect(const std::string& job) const {
   return false;
 }
 
+bool RequestQueue::AnySlot() const {
+  return std::ranges::any_of(ranks_, [this](const auto& entry) {
+    const RankState& rank = entry.second;
+    return rank.session != 0 && RoomOf(rank).sequences > 0;
+  });
+}
+
 RequestQueue::Fit RequestQueue::Place(Entry& entry, QueueActions& out) {
   const QueuedRequest& request = entry.request;
   RankState* best = nullptr;
@@ -344,7 +351,10 @@ void RequestQueue::Schedule(absl::Time now, QueueActions& out) {
   // A full model holds back its own requests only.
   std::set<std::string> full;
   std::vector<int64_t> late;
+  bool any_slot = AnySlot();
   fresh_.Serve([&](const FairQueue::Item& item) {
+    // Else every turn would ask every flow of an overloaded service in vain.
+    if (!any_slot) return FairQueue::Verdict::kStop;
     Entry& entry = entries_.at(item.seq);
     if (full.contains(entry.request.model))
       return FairQueue::Verdict::kSkipFlow;
@@ -356,6 +366,7 @@ void RequestQueue::Schedule(absl::Time now, QueueActions& out) {
     }
     switch (Place(entry, out)) {
       case Fit::kPlaced:
+        any_slot = AnySlot();
         return FairQueue::Verdict::kTake;
       case Fit::kFull:
         full.insert(entry.request.model);
