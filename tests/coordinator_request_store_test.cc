@@ -54,6 +54,13 @@ class RequestStoreTest : public ::testing::Test {
     stored.x_request_id = "x";
     return stored;
   }
+  // By another connection; the store is closed.
+  void Damage(const std::string& sql) {
+    store_.reset();
+    auto db = SqliteDatabase::Open(options_.path);
+    ASSERT_TRUE(db.ok());
+    ASSERT_TRUE((*db)->Script(sql).ok());
+  }
   void Add(const StoredRequest& stored) {
     ASSERT_TRUE(store_->Begin(true).ok());
     const auto existing = store_->Insert(stored);
@@ -182,6 +189,33 @@ TEST_F(RequestStoreTest, ListsNewestFirstByClientAndState) {
   EXPECT_THAT(seqs({.client = "ann", .limit = 2}), ElementsAre(4, 3));
   EXPECT_THAT(seqs({.before_seq = 3}), ElementsAre(2, 1));
   EXPECT_THAT(seqs({.states = 1u << 3}), ElementsAre(2));
+}
+
+TEST_F(RequestStoreTest, SummariesAreReadWithoutPromptsAndTokens) {
+  Open();
+  StoredRequest stored = Request(1);
+  stored.request.set_custom_id("mine");
+  Add(stored);
+  ASSERT_TRUE(store_->Begin(false).ok());
+  ASSERT_TRUE(store_->AppendTokens(1, Delta(0, {7, 8}), now_).ok());
+  ASSERT_TRUE(store_->Commit().ok());
+  End(1, now_);
+  // Whoever reads them now fails.
+  Damage("UPDATE bodies SET request = x'ff'; UPDATE tokens SET delta = x'ff'");
+  Open();
+
+  const auto listed = store_->List({});
+
+  ASSERT_TRUE(listed.ok()) << listed.status();
+  ASSERT_THAT(*listed, SizeIs(1));
+  EXPECT_EQ(listed->front().id, "r1");
+  EXPECT_EQ(listed->front().request.custom_id(), "mine");
+  EXPECT_EQ(listed->front().queued.num_tokens, 2);
+  EXPECT_EQ(listed->front().seed, 0xfedcba9876543210);
+  EXPECT_EQ(listed->front().created, now_);
+  EXPECT_EQ(listed->front().ended, now_);
+  EXPECT_TRUE(listed->front().finish.has_value());
+  EXPECT_TRUE(absl::IsDataLoss(store_->Find(1).status()));
 }
 
 TEST_F(RequestStoreTest, ForgetsEndedRequestsByAge) {
@@ -316,6 +350,9 @@ TEST_F(RequestStoreTest, BringsAnOlderDatabaseUpToDate) {
   const auto unfinished = store_->Unfinished();
   ASSERT_TRUE(unfinished.ok());
   EXPECT_THAT(*unfinished, SizeIs(1));
+  const auto listed = store_->List({});
+  ASSERT_TRUE(listed.ok()) << listed.status();
+  EXPECT_THAT(*listed, SizeIs(2));
   EXPECT_EQ(*store_->LastSeq(), 2);
   EXPECT_EQ(store_->Totals()->accepted, 2);
   EXPECT_EQ(store_->Totals()->done, 1);

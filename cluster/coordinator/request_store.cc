@@ -16,6 +16,7 @@ namespace {
   "model, seed, prompt_tokens, max_tokens, created_us, deadline_us, state, " \
   "attempt, deaths, numerics_id, job, rank, incarnation, params, "           \
   "first_token_us, ended_us, finish, x_request_id, assigned_us"
+#define PORTOLAN_FROM_REQUESTS " FROM requests JOIN bodies USING(seq) "
 
 struct TotalField {
   std::string_view name;
@@ -122,14 +123,14 @@ absl::StatusOr<std::optional<StoredRequest>> RequestStore::Insert(
   const std::string request = stored.request.SerializeAsString();
   const std::string& key = stored.request.idempotency_key();
   PORTOLAN_RETURN_IF_ERROR(db_->Run(
-      "INSERT INTO requests(seq, id, client, idempotency_key, request, "
+      "INSERT INTO requests(seq, id, client, idempotency_key, custom_id, "
       "traceparent, detached, model, seed, prompt_tokens, max_tokens, "
       "created_us, deadline_us, state, x_request_id) VALUES(?1, ?2, ?3, "
       "nullif(?4, ''), ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, nullif(?13, 0), ?14, "
       "?15) "
       "ON CONFLICT(client, idempotency_key) WHERE idempotency_key IS NOT NULL "
       "DO NOTHING",
-      queued.seq, stored.id, queued.client, key, SqlBlob{request},
+      queued.seq, stored.id, queued.client, key, stored.request.custom_id(),
       stored.traceparent, int64_t{queued.detached}, queued.model,
       static_cast<int64_t>(stored.seed), queued.prompt_tokens,
       queued.max_tokens, absl::ToUnixMicros(stored.created),
@@ -138,6 +139,9 @@ absl::StatusOr<std::optional<StoredRequest>> RequestStore::Insert(
           : absl::ToUnixMicros(queued.deadline),
       static_cast<int64_t>(queued.state), stored.x_request_id));
   if (db_->num_changed() == 0) return FindByKey(queued.client, key);
+  PORTOLAN_RETURN_IF_ERROR(
+      db_->Run("INSERT INTO bodies(seq, request) VALUES(?1, ?2)", queued.seq,
+               SqlBlob{request}));
   ++added_.accepted;
   return std::nullopt;
 }
@@ -264,6 +268,11 @@ absl::StatusOr<std::vector<StoredRequest>> RequestStore::ReadRows(
     PORTOLAN_ASSIGN_OR_RETURN(requests.emplace_back(), ReadRow(rows));
   }
   PORTOLAN_RETURN_IF_ERROR(rows.status());
+  PORTOLAN_RETURN_IF_ERROR(CountTokens(requests));
+  return requests;
+}
+
+absl::Status RequestStore::CountTokens(std::vector<StoredRequest>& requests) {
   for (StoredRequest& stored : requests) {
     PORTOLAN_ASSIGN_OR_RETURN(
         stored.queued.num_tokens,
@@ -271,15 +280,16 @@ absl::StatusOr<std::vector<StoredRequest>> RequestStore::ReadRows(
                    "ORDER BY first DESC LIMIT 1",
                    stored.queued.seq));
   }
-  return requests;
+  return absl::OkStatus();
 }
 
 absl::StatusOr<std::optional<StoredRequest>> RequestStore::Find(int64_t seq) {
   PORTOLAN_ASSIGN_OR_RETURN(
       std::vector<StoredRequest> found,
-      ReadRows(db_->Query("SELECT " PORTOLAN_REQUEST_COLUMNS
-                          " FROM requests WHERE seq = ?1",
-                          seq)));
+      ReadRows(
+          db_->Query("SELECT " PORTOLAN_REQUEST_COLUMNS PORTOLAN_FROM_REQUESTS
+                     "WHERE seq = ?1",
+                     seq)));
   if (found.empty()) return std::nullopt;
   return std::move(found.front());
 }
@@ -288,18 +298,19 @@ absl::StatusOr<std::optional<StoredRequest>> RequestStore::FindByKey(
     std::string_view client, std::string_view key) {
   PORTOLAN_ASSIGN_OR_RETURN(
       std::vector<StoredRequest> found,
-      ReadRows(db_->Query("SELECT " PORTOLAN_REQUEST_COLUMNS
-                          " FROM requests WHERE client = ?1 AND "
-                          "idempotency_key = ?2",
-                          client, key)));
+      ReadRows(
+          db_->Query("SELECT " PORTOLAN_REQUEST_COLUMNS PORTOLAN_FROM_REQUESTS
+                     "WHERE client = ?1 AND "
+                     "idempotency_key = ?2",
+                     client, key)));
   if (found.empty()) return std::nullopt;
   return std::move(found.front());
 }
 
 absl::StatusOr<std::vector<StoredRequest>> RequestStore::Unfinished() {
   return ReadRows(
-      db_->Query("SELECT " PORTOLAN_REQUEST_COLUMNS
-                 " FROM requests WHERE ended_us IS NULL ORDER BY seq"));
+      db_->Query("SELECT " PORTOLAN_REQUEST_COLUMNS PORTOLAN_FROM_REQUESTS
+                 "WHERE ended_us IS NULL ORDER BY seq"));
 }
 
 absl::StatusOr<std::vector<v1::TokenDelta>> RequestStore::Tokens(int64_t seq) {
@@ -316,12 +327,48 @@ absl::StatusOr<std::vector<v1::TokenDelta>> RequestStore::Tokens(int64_t seq) {
 absl::StatusOr<std::vector<StoredRequest>> RequestStore::List(
     const ListFilter& filter) {
   const std::string client = filter.client.value_or("");
-  return ReadRows(db_->Query(
-      "SELECT " PORTOLAN_REQUEST_COLUMNS
-      " FROM requests WHERE seq < ?1 AND (?2 = 0 OR client = ?3) AND "
+  SqliteQuery rows = db_->Query(
+      "SELECT seq, id, client, model, seed, created_us, state, attempt, "
+      "ended_us, finish, custom_id, CASE WHEN custom_id IS NULL THEN (SELECT "
+      "request FROM bodies WHERE bodies.seq = requests.seq) END FROM requests "
+      "WHERE seq < ?1 AND (?2 = 0 OR client = ?3) AND "
       "((?4 >> state) & 1) = 1 ORDER BY seq DESC LIMIT ?5",
       filter.before_seq, int64_t{filter.client.has_value()}, client,
-      int64_t{filter.states}, filter.limit));
+      int64_t{filter.states}, filter.limit);
+  std::vector<StoredRequest> requests;
+  while (rows.Next()) {
+    PORTOLAN_ASSIGN_OR_RETURN(requests.emplace_back(), ReadSummary(rows));
+  }
+  PORTOLAN_RETURN_IF_ERROR(rows.status());
+  PORTOLAN_RETURN_IF_ERROR(CountTokens(requests));
+  return requests;
+}
+
+absl::StatusOr<StoredRequest> RequestStore::ReadSummary(
+    const SqliteQuery& row) {
+  StoredRequest stored;
+  QueuedRequest& queued = stored.queued;
+  queued.seq = row.Int(0);
+  stored.id = row.Bytes(1);
+  queued.client = row.Bytes(2);
+  queued.model = row.Bytes(3);
+  stored.seed = static_cast<uint64_t>(row.Int(4));
+  stored.created = absl::FromUnixMicros(row.Int(5));
+  queued.state = static_cast<RequestState>(row.Int(6));
+  queued.attempt = static_cast<int>(row.Int(7));
+  stored.ended = ReadTime(row, 8);
+  if (!row.IsNull(9)) {
+    PORTOLAN_RETURN_IF_ERROR(
+        ReadMessage(row, 9, queued.seq, stored.finish.emplace()));
+  }
+  if (!row.IsNull(10)) {
+    stored.request.set_custom_id(std::string(row.Bytes(10)));
+    return stored;
+  }
+  v1::GenerateRequest body;
+  PORTOLAN_RETURN_IF_ERROR(ReadMessage(row, 11, queued.seq, body));
+  stored.request.set_custom_id(body.custom_id());
+  return stored;
 }
 
 absl::StatusOr<std::vector<v1::ModelIdentity>> RequestStore::Models() {
@@ -389,6 +436,7 @@ absl::StatusOr<int64_t> RequestStore::Retain(const Retention& retention,
 
 absl::Status RequestStore::Forget(int64_t seq) {
   PORTOLAN_RETURN_IF_ERROR(db_->Run("DELETE FROM tokens WHERE seq = ?1", seq));
+  PORTOLAN_RETURN_IF_ERROR(db_->Run("DELETE FROM bodies WHERE seq = ?1", seq));
   return db_->Run("DELETE FROM requests WHERE seq = ?1", seq);
 }
 

@@ -110,7 +110,8 @@ class RequestStore {
     int64_t before_seq = INT64_MAX;
     int64_t limit = 100;
   };
-  // Newest first.
+  // Newest first, without what a summary does not tell: of the request there
+  // is its custom id only, and neither prompts nor tokens are read.
   absl::StatusOr<std::vector<StoredRequest>> List(const ListFilter& filter);
   absl::StatusOr<std::vector<v1::ModelIdentity>> Models();
 
@@ -132,6 +133,8 @@ class RequestStore {
       : options_(options), db_(std::move(db)) {}
   absl::StatusOr<StoredRequest> ReadRow(const SqliteQuery& row);
   absl::StatusOr<std::vector<StoredRequest>> ReadRows(SqliteQuery rows);
+  static absl::StatusOr<StoredRequest> ReadSummary(const SqliteQuery& row);
+  absl::Status CountTokens(std::vector<StoredRequest>& requests);
   absl::Status Forget(int64_t seq);
   absl::Status SaveTotals();
 

@@ -75,9 +75,19 @@ constexpr char kVersion3[] = R"sql(
     SELECT 'total_tokens', coalesce(sum(num), 0) FROM tokens;
 )sql";
 
+// The request has a table of its own: a row of `requests` is written anew with
+// every change of its state, and read to tell of it, and a prompt may be long.
+// `custom_id` is that of the request; null in rows of an older version.
+constexpr char kVersion4[] = R"sql(
+  CREATE TABLE bodies(seq INTEGER PRIMARY KEY, request BLOB NOT NULL);
+  INSERT INTO bodies(seq, request) SELECT seq, request FROM requests;
+  ALTER TABLE requests DROP COLUMN request;
+  ALTER TABLE requests ADD COLUMN custom_id TEXT;
+)sql";
+
 // Step i brings version i to version i + 1.
 constexpr std::array<const char*, kStoreSchemaVersion> kSteps = {
-    kVersion1, kVersion2, kVersion3};
+    kVersion1, kVersion2, kVersion3, kVersion4};
 
 absl::Status RunSteps(SqliteDatabase& db, int64_t version) {
   for (; version < kStoreSchemaVersion; ++version) {

@@ -8,7 +8,7 @@ namespace portolan {
 // Version of the tables in the coordinator's database; kept in
 // PRAGMA user_version. Each change of the tables adds one, and a step that
 // brings a database of the version before up to it.
-inline constexpr int64_t kStoreSchemaVersion = 3;
+inline constexpr int64_t kStoreSchemaVersion = 4;
 
 // Makes the tables in an empty database, or brings an older one up to date, in
 // one transaction.
