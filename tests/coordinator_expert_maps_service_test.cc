@@ -1,4 +1,7 @@
+#include <chrono>
+#include <cstdlib>
 #include <filesystem>
+#include <future>
 #include <map>
 #include <memory>
 #include <set>
@@ -272,6 +275,30 @@ TEST(ExpertMapsServiceTest, FollowersThatGoLeaveNothingBehind) {
 
   EXPECT_EQ(last.maps().size(), 1u);
   EXPECT_EQ(server.service().stats().stores.at(0).rows, 20u);
+}
+
+TEST(ExpertMapsServiceTest, StatisticsDoNotWaitForASearch) {
+  ExpertMapsService* service = nullptr;
+  std::vector<uint64_t> rows_seen;
+  ExpertMapsService::Options options;
+  options.while_searching = [&] {
+    std::future<ExpertMapsService::Stats> stats =
+        std::async(std::launch::async, [&] { return service->stats(); });
+    // Else they would wait for each other for ever.
+    if (stats.wait_for(std::chrono::seconds(30)) != std::future_status::ready) {
+      std::abort();
+    }
+    const auto stores = stats.get().stores;
+    rows_seen.push_back(stores.empty() ? 0 : stores.front().rows);
+  };
+  Server server(options);
+  service = &server.service();
+
+  ASSERT_TRUE(server.Append(Key(1, 0), "a").ok());
+  ASSERT_TRUE(server.Append(Key(0, 1), "b").ok());
+
+  EXPECT_EQ(rows_seen, (std::vector<uint64_t>{0, 1}));
+  EXPECT_EQ(service->stats().stores.front().rows, 2u);
 }
 
 }  // namespace

@@ -98,6 +98,7 @@ class ExpertMapsService::Follower final
       MutexLock lock(service_.mu_);
       const auto store = service_.stores_.find(key_);
       if (store != service_.stores_.end()) store->second.followers.erase(this);
+      service_.PublishStats();
       // Under the lock: the service may end once the last one is gone.
       service_.written_or_stopping_.NotifyAll();
     }
@@ -198,6 +199,7 @@ absl::Status ExpertMapsService::LoadDatabase(std::string& notice) {
   for (auto& stored : rows) {
     stores_[stored.store].maps->Restore(std::move(stored.row));
   }
+  PublishStats();
   return absl::OkStatus();
 }
 
@@ -277,12 +279,14 @@ grpc::Status ExpertMapsService::Take(const v1::AppendExpertMapsRequest& request,
             absl::StrCat("store: expert maps of ", options_.max_stores,
                          " models are kept already")};
   }
+  if (options_.while_searching) options_.while_searching();
   const auto change = store->maps->Append(rows, useful);
   if (!change.ok()) return ToGrpc(change.status());
   store->useful += useful.size();
   counts_.appended += change->kept;
   counts_.repeated += rows.size() - change->kept;
   counts_.dropped += request.dropped();
+  PublishStats();
   response.set_version(store->maps->version());
   response.set_kept(static_cast<uint32_t>(change->kept));
   KeepOnDisk(key, *store->maps, *change);
@@ -346,6 +350,7 @@ grpc::ServerWriteReactor<v1::ExpertMapUpdate>* ExpertMapsService::Follow(
     }
     if (status.ok()) {
       store->followers.insert(follower);
+      PublishStats();
       write = follower->PrepareNext(*store->maps);
     }
   }
@@ -354,8 +359,7 @@ grpc::ServerWriteReactor<v1::ExpertMapUpdate>* ExpertMapsService::Follow(
   return follower;
 }
 
-ExpertMapsService::Stats ExpertMapsService::stats() const {
-  MutexLock lock(mu_);
+void ExpertMapsService::PublishStats() {
   Stats stats = counts_;
   for (const auto& [key, store] : stores_) {
     stats.stores.push_back({.store = key,
@@ -364,7 +368,13 @@ ExpertMapsService::Stats ExpertMapsService::stats() const {
                             .useful = store.useful});
     stats.followers += store.followers.size();
   }
-  return stats;
+  MutexLock lock(stats_mu_);
+  published_ = std::move(stats);
+}
+
+ExpertMapsService::Stats ExpertMapsService::stats() const {
+  MutexLock lock(stats_mu_);
+  return published_;
 }
 
 }  // namespace portolan

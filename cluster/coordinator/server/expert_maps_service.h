@@ -31,6 +31,8 @@ class ExpertMapsService final : public v1::ExpertMaps::CallbackService {
     SharedMaps::Options store = {};
     size_t max_stores = 32;
     std::string database = {};  // file; empty: nothing is kept
+    // Called where an Append searches, its lock held; for tests.
+    std::function<void()> while_searching = {};
   };
 
   // Reads the database. `notice`: what the user should know, or empty.
@@ -68,7 +70,8 @@ class ExpertMapsService final : public v1::ExpertMaps::CallbackService {
     uint64_t dropped = 0;   // rows that senders dropped, as they say
     uint64_t followers = 0;
   };
-  Stats stats() const ABSL_LOCKS_EXCLUDED(mu_);
+  // As of the last change. Never waits for a search or a snapshot.
+  Stats stats() const ABSL_LOCKS_EXCLUDED(stats_mu_);
 
  private:
   class Follower;
@@ -96,17 +99,24 @@ class ExpertMapsService final : public v1::ExpertMaps::CallbackService {
                   const SharedMaps::Change& change)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void WriteLoop();
+  // Whatever stats() tells has changed.
+  void PublishStats() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_)
+      ABSL_LOCKS_EXCLUDED(stats_mu_);
 
   const Options options_;
   Authorize authorize_;
   std::unique_ptr<SharedMapsDatabase> database_;  // of the writer once it runs
 
-  mutable Mutex mu_;
+  Mutex mu_;
   CondVar written_or_stopping_;
   std::map<SharedMapsKey, Store> stores_ ABSL_GUARDED_BY(mu_);
   std::deque<Write> writes_ ABSL_GUARDED_BY(mu_);
   Stats counts_ ABSL_GUARDED_BY(mu_);
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;
+
+  // Taken for a copy only, so that whoever asks does not wait for `mu_`.
+  mutable Mutex stats_mu_;
+  Stats published_ ABSL_GUARDED_BY(stats_mu_);
 
   std::thread writer_;
 };
