@@ -3,6 +3,8 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <array>
 #include <cerrno>
 #include <cmath>
 #include <cstdio>
@@ -10,10 +12,13 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "experts/byte_codec.h"
 #include "experts/hash64.h"
 #include "experts/predictor_adaptive.h"
+#include "runtime/base/memory_available.h"
 #include "runtime/base/status_macros.h"
+#include "runtime/base/units.h"
 
 namespace portolan {
 namespace {
@@ -61,6 +66,18 @@ int32_t TokenTableCapacity(int32_t num_layers, int32_t num_experts) {
       std::clamp<int64_t>(kTokenTableBytes / per_token, 64, 16384));
 }
 
+absl::Status CheckHistoryFits(const HistoryShape& shape) {
+  const int64_t wanted = HistoryBytes(shape);
+  const int64_t available = AvailableMemory();
+  if (wanted <= available) return absl::OkStatus();
+  return absl::ResourceExhaustedError(absl::StrCat(
+      "a history of ", shape.iterations, " and ", shape.sequences, " maps of ",
+      shape.num_layers, " layers of ", shape.num_experts, " experts takes ",
+      FormatBytes(static_cast<uint64_t>(wanted)), ", ",
+      FormatBytes(static_cast<uint64_t>(std::max<int64_t>(0, available))),
+      " are available: lower --history-capacity"));
+}
+
 HistoryShape HistoryShapeOf(const TraceHeader& header, int32_t distance) {
   return {
       .num_layers = header.num_layers,
@@ -70,6 +87,35 @@ HistoryShape HistoryShapeOf(const TraceHeader& header, int32_t distance) {
       .numerics_id = header.numerics_id,
       .token_ids = TokenTableCapacity(header.num_layers, header.num_experts),
       .distance = distance};
+}
+
+absl::Status CheckSameModel(std::string_view trace, const TraceHeader& header,
+                            const HistoryShape& shape) {
+  struct Field {
+    std::string_view name;
+    uint64_t found;
+    uint64_t wanted;
+  };
+  const auto number = [](int32_t value) {
+    return static_cast<uint64_t>(value);
+  };
+  const std::array fields = {
+      Field{"layers", number(header.num_layers), number(shape.num_layers)},
+      Field{"experts of a layer", number(header.num_experts),
+            number(shape.num_experts)},
+      Field{"experts of a token", number(header.top_k), number(shape.top_k)},
+      Field{"hidden size", number(header.hidden), number(shape.hidden)},
+      Field{"fingerprint", header.numerics_id, shape.numerics_id}};
+  for (const Field& field : fields) {
+    if (field.found == field.wanted) continue;
+    return absl::FailedPreconditionError(absl::StrFormat(
+        "%s was recorded of another model%s: %s %d, wanted is %d; record one "
+        "of this model (--trace), or name the model or trace that belongs to "
+        "it",
+        trace, header.model.empty() ? "" : " (" + header.model + ")",
+        field.name, field.found, field.wanted));
+  }
+  return absl::OkStatus();
 }
 
 History::History(const HistoryShape& shape)

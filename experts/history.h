@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -39,7 +40,17 @@ int64_t HistoryBytes(const HistoryShape& shape);
 // 64 MiB.
 int32_t TokenTableCapacity(int32_t num_layers, int32_t num_experts);
 
+// Whether this process may take the memory of such a history. Errors:
+// kResourceExhausted saying what is wanted, what is there and what to lower.
+absl::Status CheckHistoryFits(const HistoryShape& shape);
+
 HistoryShape HistoryShapeOf(const TraceHeader& header, int32_t distance = 3);
+
+// Whether a trace, which the error calls `trace`, was recorded of the model
+// whose gates the history remembers: else its experts are others. Errors:
+// kFailedPrecondition naming the odd field and the remedy.
+absl::Status CheckSameModel(std::string_view trace, const TraceHeader& header,
+                            const HistoryShape& shape);
 
 // What earlier requests taught about a model's gates: expert maps of
 // iterations and of whole sequences, two token tables, how popular each expert

@@ -33,10 +33,14 @@ PredictorShape PredictorShapeOf(const Trace& trace) {
           .max_step_tokens = static_cast<int32_t>(tokens)};
 }
 
-// As files are read: matrix by matrix, no more than 512 KiB at once.
+// As files are read: matrix by matrix, no more than 512 KiB at once. A load
+// that would be more than a thousand chunks of these is simulated in larger
+// ones, or each would take milliseconds.
 int64_t ChunkBytes(const ReplayOptions& options, const TraceHeader& header) {
   if (options.chunk_bytes > 0) return options.chunk_bytes;
-  return std::min<int64_t>(512 << 10, (header.expert_bytes + 2) / 3);
+  constexpr int64_t kMostChunks = 1024;
+  return std::max(std::min<int64_t>(512 << 10, (header.expert_bytes + 2) / 3),
+                  (header.expert_bytes + kMostChunks - 1) / kMostChunks);
 }
 
 class Run {
@@ -361,6 +365,12 @@ absl::StatusOr<ReplayResult> Replay(const Trace& trace, std::string_view policy,
     return absl::InvalidArgumentError(
         "replay needs a link: give --link, for example 1GB/s,50us");
   }
+  const HistoryShape shape =
+      history != nullptr
+          ? history->shape()
+          : HistoryShapeOf(trace.header, options.policy.distance);
+  PORTOLAN_RETURN_IF_ERROR(CheckSameModel("the trace", trace.header, shape));
+  PORTOLAN_RETURN_IF_ERROR(CheckHistoryFits(shape));
   PORTOLAN_ASSIGN_OR_RETURN(const std::vector<MemoryBudget> budgets,
                             BudgetsOf(options, trace.header));
   return Run(trace, policy, options, budgets, history).Play();
@@ -369,6 +379,8 @@ absl::StatusOr<ReplayResult> Replay(const Trace& trace, std::string_view policy,
 absl::Status LearnTrace(const Trace& trace, std::string_view policy,
                         const PolicyOptions& options, History& history) {
   PORTOLAN_RETURN_IF_ERROR(CheckPolicyName(policy));
+  PORTOLAN_RETURN_IF_ERROR(
+      CheckSameModel("the trace", trace.header, history.shape()));
   const std::unique_ptr<Predictor> predictor =
       MakePredictor(policy, PredictorShapeOf(trace), options, history);
   if (predictor == nullptr) return absl::OkStatus();

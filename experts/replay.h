@@ -22,7 +22,8 @@ struct ReplayOptions {
   // Of a rank, as --expert-memory takes it: "25%", "64MiB", "all".
   std::string expert_memory = "25%";
   LinkSpec link = {};
-  int64_t chunk_bytes = 0;  // of a load; 0: a third of it, at most 512 KiB
+  // Of a load; 0: a third of it, at most 512 KiB and at least a 1024th of it.
+  int64_t chunk_bytes = 0;
   PolicyOptions policy = {};
 };
 
@@ -54,13 +55,16 @@ int32_t FirstOwnedExpert(int32_t rank, int32_t num_ranks, int32_t num_experts);
 // `history` is what predictors begin with; it is copied for the run. Null:
 // empty. Deterministic.
 // Errors: kInvalidArgument (options, a budget too small, a policy that wants
-// what the trace does not hold).
+// what the trace does not hold); kFailedPrecondition if trace and history are
+// of different models (CheckSameModel); kResourceExhausted if the history does
+// not fit into memory.
 absl::StatusOr<ReplayResult> Replay(const Trace& trace, std::string_view policy,
                                     const ReplayOptions& options,
                                     const History* history);
 
 // Lets the policy's predictor learn from a trace without replaying a cache: how
-// a history is made of recorded runs. Errors: kInvalidArgument, no such policy.
+// a history is made of recorded runs. Errors: kInvalidArgument, no such policy;
+// kFailedPrecondition, a trace of another model.
 absl::Status LearnTrace(const Trace& trace, std::string_view policy,
                         const PolicyOptions& options, History& history);
 

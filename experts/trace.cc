@@ -37,6 +37,10 @@ struct BlockHead {
 constexpr int32_t kMaxLayers = 1 << 12;
 constexpr int32_t kMaxExperts = 1 << 16;
 constexpr int32_t kMaxHidden = 1 << 20;
+constexpr int64_t kMaxExpertsInAll = 1 << 20;  // of all layers
+constexpr int32_t kMaxRanks = 1 << 16;
+constexpr int64_t kMaxExpertBytes = int64_t{1} << 36;
+constexpr int64_t kMaxMemoryBytes = kMaxExpertBytes * kMaxExpertsInAll;
 
 size_t Count(int64_t rows, int64_t cols) {
   return static_cast<size_t>(rows) * static_cast<size_t>(cols);
@@ -73,10 +77,13 @@ bool IsBandwidth(double bytes_per_second) {
 
 bool IsSane(const TraceHeader& h) {
   return h.num_layers > 0 && h.num_layers <= kMaxLayers && h.num_experts > 0 &&
-         h.num_experts <= kMaxExperts && h.top_k > 0 &&
-         h.top_k <= h.num_experts && h.hidden >= 0 && h.hidden <= kMaxHidden &&
-         h.lookahead >= 0 && h.lookahead <= 2 && h.num_ranks > 0 &&
-         h.expert_bytes > 0 && h.expert_memory_bytes >= 0 &&
+         h.num_experts <= kMaxExperts &&
+         int64_t{h.num_layers} * h.num_experts <= kMaxExpertsInAll &&
+         h.top_k > 0 && h.top_k <= h.num_experts && h.hidden >= 0 &&
+         h.hidden <= kMaxHidden && h.lookahead >= 0 && h.lookahead <= 2 &&
+         h.num_ranks > 0 && h.num_ranks <= kMaxRanks && h.expert_bytes > 0 &&
+         h.expert_bytes <= kMaxExpertBytes && h.expert_memory_bytes >= 0 &&
+         h.expert_memory_bytes <= kMaxMemoryBytes &&
          IsBandwidth(h.link_bytes_per_second) && IsTime(h.link_latency_s);
 }
 

@@ -21,6 +21,7 @@
 #include "runtime/base/memory_available.h"
 #include "runtime/base/status_macros.h"
 #include "runtime/base/units.h"
+#include "runtime/model/checkpoint/fingerprint.h"
 
 namespace portolan {
 namespace {
@@ -61,13 +62,18 @@ absl::StatusOr<std::string> LinkOf(const PlanOptions& options,
 
 absl::Status ReplayTrace(const PlanOptions& options, int num_ranks,
                          Plan& plan) {
-  PORTOLAN_ASSIGN_OR_RETURN(const Trace trace,
-                            ReadTrace(options.job.trace_file));
+  PORTOLAN_ASSIGN_OR_RETURN(Trace trace, ReadTrace(options.job.trace_file));
+  PORTOLAN_RETURN_IF_ERROR(
+      CheckSameModel(absl::StrCat("--trace ", options.job.trace_file),
+                     trace.header, plan.history));
+  // The format of the weights that is planned may be another.
+  trace.header.expert_bytes = plan.ranks[0].experts.slot_bytes;
   PORTOLAN_ASSIGN_OR_RETURN(plan.link, LinkOf(options, trace.header));
   ReplayOptions replay{.num_ranks = num_ranks,
                        .expert_memory = options.job.expert_memory};
   replay.policy.distance = options.job.prefetch_distance;
   PORTOLAN_ASSIGN_OR_RETURN(replay.link, ParseLinkSpec(plan.link));
+  PORTOLAN_RETURN_IF_ERROR(CheckHistoryFits(plan.history));
   History history(plan.history);
   if (!options.job.history_file.empty()) {
     PORTOLAN_RETURN_IF_ERROR(history.Load(options.job.history_file));
@@ -79,8 +85,11 @@ absl::Status ReplayTrace(const PlanOptions& options, int num_ranks,
 
 absl::StatusOr<Plan> MakePlan(const PlanOptions& options) {
   PORTOLAN_RETURN_IF_ERROR(options.job.ValidateJob());
-  PORTOLAN_ASSIGN_OR_RETURN(const Model model,
-                            OpenModel(options.job.model_dir));
+  PORTOLAN_ASSIGN_OR_RETURN(Model model, OpenModel(options.job.model_dir));
+  if (!options.job.trace_file.empty()) {  // which must be of this very model
+    PORTOLAN_ASSIGN_OR_RETURN(
+        model.fingerprint, ModelFingerprint(model.config, *model.checkpoint));
+  }
   const int num_ranks = std::max(1, options.job.ranks);
   Plan plan;
   plan.layers = model.config.num_layers;

@@ -67,12 +67,15 @@ absl::StatusOr<std::unique_ptr<History>> PrepareHistory(
   if (command.map_replacement == "usefulness") {
     shape.replacement = MapReplacement::kUsefulness;
   }
+  PORTOLAN_RETURN_IF_ERROR(CheckHistoryFits(shape));
   auto history = std::make_unique<History>(shape);
   if (!command.history.empty()) {
     PORTOLAN_RETURN_IF_ERROR(history->Load(command.history));
   }
   if (!command.learn.empty()) {
     PORTOLAN_ASSIGN_OR_RETURN(const Trace trace, ReadTrace(command.learn));
+    PORTOLAN_RETURN_IF_ERROR(CheckSameModel(
+        absl::StrCat("--learn ", command.learn), trace.header, shape));
     // Both learn what the others need: maps of tokens and of sequences.
     for (const char* policy : {"fmoe", "adaptive"}) {
       PORTOLAN_RETURN_IF_ERROR(LearnTrace(trace, policy, options, *history));

@@ -138,7 +138,9 @@ void RankRuntime::WireThreads() {
 absl::Status RankRuntime::WireForesight() {
   PORTOLAN_RETURN_IF_ERROR(CheckPolicyName(options_.policy));
   const ModelConfig& config = model_.config;
-  history_ = std::make_unique<History>(HistoryShapeOf(options_, model_));
+  const HistoryShape history = HistoryShapeOf(options_, model_);
+  PORTOLAN_RETURN_IF_ERROR(CheckHistoryFits(history));
+  history_ = std::make_unique<History>(history);
   if (!options_.history_file.empty()) {
     const absl::Status loaded = history_->Load(options_.history_file);
     if (!loaded.ok() && !absl::IsNotFound(loaded)) return loaded;

@@ -232,6 +232,64 @@ TEST(ReplayTest, RefusesWhatItCannotReplay) {
       << too_small.status();
 }
 
+// What a file can hold must neither exhaust memory nor take for ever.
+TEST(ReplayTest, AnExpertOfAnySizeIsLoadedInBoundedManyChunks) {
+  for (const int64_t bytes : {int64_t{1} << 30, int64_t{1} << 36}) {
+    Trace trace = SyntheticTrace({.num_steps = 20});
+    trace.header.expert_bytes = bytes;
+
+    const ReplayResult result = MustReplay(trace, "lru", Options("25%"));
+
+    EXPECT_EQ(result.total.demand_bytes, result.total.misses * bytes);
+  }
+}
+
+TEST(ReplayTest, AHistoryBeyondAllMemoryIsRefusedByName) {
+  Trace trace = SyntheticTrace({.num_steps = 1});
+  trace.header.num_layers = 1 << 12;
+  trace.header.num_experts = 1 << 16;  // in a million of maps
+  HistoryShape shape = HistoryShapeOf(trace.header);
+  shape.iterations = 1 << 20;
+
+  const absl::Status refused = CheckHistoryFits(shape);
+
+  EXPECT_TRUE(absl::IsResourceExhausted(refused)) << refused;
+  EXPECT_THAT(std::string(refused.message()),
+              testing::HasSubstr("--history-capacity"));
+}
+
+TEST(ReplayTest, RefusesTheHistoryOfAnotherModelNamingTheOddField) {
+  const Trace trace = SyntheticTrace({.num_steps = 2});
+  const HistoryShape own = HistoryShapeOf(trace.header);
+  HistoryShape experts = own;
+  experts.num_experts *= 2;
+  HistoryShape layers = own;
+  layers.num_layers -= 1;
+  HistoryShape hidden = own;
+  hidden.hidden = 0;
+  HistoryShape chosen = own;
+  chosen.top_k += 1;
+  HistoryShape fingerprint = own;
+  fingerprint.numerics_id += 1;
+  const std::vector<std::pair<HistoryShape, std::string>> others = {
+      {experts, "experts of a layer 16, wanted is 32"},
+      {layers, "layers 4, wanted is 3"},
+      {hidden, "hidden size 8, wanted is 0"},
+      {chosen, "experts of a token 2, wanted is 3"},
+      {fingerprint, "fingerprint 7, wanted is 8"}};
+  for (const auto& [shape, message] : others) {
+    History history(shape);
+
+    const auto replayed = Replay(trace, "lru", Options("25%"), &history);
+    const auto learnt = LearnTrace(trace, "adaptive", {}, history);
+
+    for (const absl::Status& status : {replayed.status(), learnt}) {
+      EXPECT_TRUE(absl::IsFailedPrecondition(status)) << status;
+      EXPECT_THAT(std::string(status.message()), testing::HasSubstr(message));
+    }
+  }
+}
+
 // The first rows of all maps that a small history learns from a trace.
 std::vector<float> MapsLearnt(const Trace& trace, MapReplacement replacement) {
   HistoryShape shape = HistoryShapeOf(trace.header);

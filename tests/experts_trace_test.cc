@@ -4,9 +4,13 @@
 
 #include <cmath>
 #include <csignal>
+#include <cstring>
 #include <fstream>
+#include <limits>
 #include <string>
 
+#include "experts/byte_codec.h"
+#include "experts/hash64.h"
 #include "experts/trace.h"
 #include "tests/synthetic_trace.h"
 
@@ -177,6 +181,52 @@ TEST(TraceTest, ATimeThatNobodyMeasuredIsDamage) {
 
     EXPECT_TRUE(absl::IsDataLoss(read.status())) << seconds;
   }
+}
+
+// The header alone, with the checksum that belongs to it.
+std::string WithHeader(const TraceHeader& header, std::string_view name) {
+  const TraceHeader sound = SyntheticHeader();
+  const std::string path = TestPath(name);
+  EXPECT_TRUE(TraceWriter::Create(path, sound).ok());
+  std::string bytes = ReadBytes(path);
+  constexpr size_t kPayload = 8 + 16;  // magic, head of the block
+  ByteWriter fields;
+  fields.Put(uint32_t{1});
+  fields.Put(header.num_layers);
+  fields.Put(header.num_experts);
+  fields.Put(header.top_k);
+  fields.Put(header.hidden);
+  fields.Put(header.lookahead);
+  fields.Put(header.num_ranks);
+  fields.Put(header.expert_bytes);
+  fields.Put(header.expert_memory_bytes);
+  std::memcpy(bytes.data() + kPayload, fields.bytes().data(),
+              fields.bytes().size());
+  const uint64_t sum = Hash64(Bytes(bytes).subspan(kPayload), 1);
+  std::memcpy(bytes.data() + kPayload - sizeof(sum), &sum, sizeof(sum));
+  return bytes;
+}
+
+TEST(TraceTest, AShapeThatNoModelHasIsDamage) {
+  const TraceHeader sound = SyntheticHeader();
+  TraceHeader wide = sound;
+  wide.num_layers = 1 << 12;
+  wide.num_experts = 1 << 16;
+  TraceHeader huge = sound;
+  huge.expert_bytes = (int64_t{1} << 36) + 1;
+  TraceHeader endless = sound;
+  endless.expert_bytes = std::numeric_limits<int64_t>::max();
+  TraceHeader crowded = sound;
+  crowded.num_ranks = std::numeric_limits<int32_t>::max();
+  TraceHeader rich = sound;
+  rich.expert_memory_bytes = std::numeric_limits<int64_t>::max();
+
+  for (const TraceHeader& header : {wide, huge, endless, crowded, rich}) {
+    const auto read = ParseTrace(Bytes(WithHeader(header, "shape")));
+
+    EXPECT_TRUE(absl::IsDataLoss(read.status())) << read.status();
+  }
+  EXPECT_TRUE(ParseTrace(Bytes(WithHeader(sound, "shape"))).ok());
 }
 
 TEST(TraceTest, NamesWhatIsNoTrace) {

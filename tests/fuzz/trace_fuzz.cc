@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <string_view>
 #include <vector>
 
 #include "experts/byte_codec.h"
@@ -53,19 +54,43 @@ void CheckTrace(const Trace& trace) {
   }
 }
 
-// Small ones are run as well.
+// How many experts the trace loads at most.
+int64_t Choices(const Trace& trace) {
+  int64_t choices = 0;
+  for (const TraceStep& step : trace.steps) {
+    choices += step.num_tokens() * trace.header.top_k * trace.header.num_layers;
+  }
+  return choices;
+}
+
+// Short ones are run, whatever their header says.
 void TryReplay(const Trace& trace) {
   const TraceHeader& header = trace.header;
-  if (int64_t{header.num_layers} * header.num_experts > 256 ||
-      header.hidden > 64 || trace.steps.size() > 16 ||
-      header.expert_bytes > (1 << 20)) {
-    return;
-  }
+  if (trace.steps.size() > 16 || Choices(trace) > 512) return;
+  // A small history, or most of the time goes into allocating it; the usual one
+  // has an error instead where it is too large.
+  HistoryShape shape = HistoryShapeOf(header);
+  const bool usual = HistoryBytes(shape) < (1 << 24);
+  shape.iterations = 2;
+  shape.sequences = 2;
+  shape.token_ids = 64;
+  if (HistoryBytes(shape) > (1 << 24)) return;
+  const History small(shape);
   ReplayOptions options;
   options.link = {.bytes_per_second = 1e9};
-  for (const char* policy : {"lru", "adaptive"}) {
-    Replay(trace, policy, options, nullptr).IgnoreError();
+  std::vector<std::string_view> policies(PolicyNames().begin(),
+                                         PolicyNames().end());
+  policies.emplace_back("oracle");
+  policies.emplace_back("adaptive+eviction");
+  for (const std::string_view policy : policies) {
+    for (const char* memory : {"50%", "all"}) {
+      options.expert_memory = memory;
+      options.num_ranks = std::min(2, header.num_experts);
+      Replay(trace, policy, options, &small).IgnoreError();
+    }
   }
+  options.num_ranks = 1;
+  if (usual) Replay(trace, "adaptive", options, nullptr).IgnoreError();
 }
 
 }  // namespace

@@ -170,6 +170,32 @@ class PlanTest(unittest.TestCase):
         self.assertGreater(times[2], 0)
         self.assertEqual(stalls[0]["policy"], "lru")
 
+    def test_a_trace_of_another_model_is_refused_by_name(self):
+        with tempfile.TemporaryDirectory() as directory:
+            directory = pathlib.Path(directory)
+            other = directory / "model"
+            subprocess.run([SYNTHETIC, other, "--layers", "2", "--experts", "8",
+                            "--hidden", "64", "--width", "64"], check=True)
+            for name, model in (("own", portolan.MODEL), ("other", other)):
+                done = portolan.run(
+                    [portolan.program(BUILD), "generate", "--model", model,
+                     "--prompts", PROMPTS, "--max-tokens", "2", "--trace",
+                     directory / name])
+                self.assertEqual(done.returncode, 0, done.stderr)
+            link = ["--policy", "lru", "--expert-memory", "25%"]
+            planned = plan("--trace", directory / "other", "--expert-link",
+                           "1GB/s,50us", *link)
+            learnt = portolan.run(
+                [portolan.program(BUILD), "replay", "--trace",
+                 directory / "own", "--learn", directory / "other", "--link",
+                 "1GB/s,50us", *link])
+        for done, flag in ((planned, "--trace"), (learnt, "--learn")):
+            self.assertEqual(done.returncode, 1)
+            self.assertRegex(done.stderr,
+                             rf"error: {flag} .*/other was recorded of another "
+                             r"model \(.*\): layers 2, wanted is 8; record one")
+            self.assertEqual(done.stdout, "")
+
 
 if __name__ == "__main__":
     BUILD = pathlib.Path(sys.argv.pop(1))
