@@ -257,6 +257,36 @@ TEST_F(RequestQueueTest, AnAssignmentThatGotLostIsNoDeath) {
   EXPECT_EQ(Schedule().assign[0].attempt, 2);
 }
 
+TEST_F(RequestQueueTest, AnAssignmentThatBreaksEveryStreamIsPoison) {
+  queue_.Admit(Request(1), now_);
+  QueueActions out;
+  for (uint64_t session = 1; session <= 5; ++session) {
+    ASSERT_TRUE(queue_.Register(session, Rank(), now_, out).ok());
+    if (Schedule().assign.empty()) break;
+    queue_.Disconnected(session, now_);
+  }
+
+  ASSERT_THAT(out.ended, SizeIs(1));
+  EXPECT_THAT(out.ended[0].status.message(), HasSubstr("poison"));
+  EXPECT_EQ(queue_.Find(1), nullptr);
+}
+
+TEST_F(RequestQueueTest, AssignmentsOfWhichTheRankHeardAreNoDeaths) {
+  queue_.Admit(Request(1), now_);
+  for (uint64_t session = 1; session <= 5; ++session) {
+    Attach(session, Rank());
+    const QueueActions out = Schedule();
+    ASSERT_THAT(out.assign, SizeIs(1));
+    queue_.Heartbeat(
+        session,
+        {.free_sequences = 1, .last_assign_serial = out.assign[0].serial},
+        now_);
+    queue_.Disconnected(session, now_);
+  }
+
+  EXPECT_EQ(queue_.Find(1)->deaths, 0);
+}
+
 TEST_F(RequestQueueTest, TokensLostInAPowerCutAreGeneratedAgain) {
   QueuedRequest request = Request(1);
   request.state = RequestState::kRunning;

@@ -31,8 +31,7 @@ class CoordinatorFaultsTest : public CoordinatorTest {
     running.set_next_offset(next);
     return registration;
   }
-  std::string HttpGet(const std::string& path) {
-    const std::string& address = coordinator_->http_address();
+  static int Connect(const std::string& address) {
     const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
     sockaddr_in to = {};
     to.sin_family = AF_INET;
@@ -40,6 +39,65 @@ class CoordinatorFaultsTest : public CoordinatorTest {
         std::stoi(address.substr(address.rfind(':') + 1))));
     inet_pton(AF_INET, "127.0.0.1", &to.sin_addr);
     EXPECT_EQ(connect(fd, reinterpret_cast<sockaddr*>(&to), sizeof(to)), 0);
+    return fd;
+  }
+  // A call of Submit in plain HTTP/2, for gRPC's own client refuses to send
+  // some headers. Returns once the call is answered.
+  void SubmitWithHeader(const std::string& name, const std::string& value) {
+    const auto frame = [](char type, char flags, const std::string& payload) {
+      std::string bytes(3, '\0');
+      for (int i = 0; i < 3; ++i) {
+        bytes[static_cast<size_t>(i)] =
+            static_cast<char>(payload.size() >> (16 - 8 * i));
+      }
+      const char stream = type == 4 ? 0 : 1;
+      return bytes + type + flags + std::string(3, '\0') + stream + payload;
+    };
+    // HPACK: literals that are not indexed, without Huffman codes.
+    std::string headers;
+    const auto header = [&](const std::string& key, const std::string& text) {
+      headers += '\0';
+      headers += static_cast<char>(key.size()) + key;
+      headers += static_cast<char>(text.size()) + text;
+    };
+    header(":method", "POST");
+    header(":scheme", "http");
+    header(":path", "/portolan.v1.Inference/Submit");
+    header(":authority", "x");
+    header("content-type", "application/grpc");
+    header("te", "trailers");
+    header(name, value);
+    const std::string message = Request().SerializeAsString();
+    const std::string call =
+        "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, "") +
+        frame(1, 4, headers) +
+        frame(
+            0, 1,
+            std::string(4, '\0') + static_cast<char>(message.size()) + message);
+    const int fd = Connect(coordinator_->address());
+    EXPECT_GT(send(fd, call.data(), call.size(), MSG_NOSIGNAL), 0);
+    // Until the frame with trailers: HEADERS with END_STREAM.
+    std::string answer;
+    const auto ended = [&] {
+      for (size_t at = 0; at + 9 <= answer.size();) {
+        const auto byte = [&](size_t i) {
+          return static_cast<unsigned char>(answer[at + i]);
+        };
+        if (byte(3) == 1 && (byte(4) & 1) != 0) return true;
+        at += 9 + (size_t{byte(0)} << 16 | size_t{byte(1)} << 8 | byte(2));
+      }
+      return false;
+    };
+    char buffer[4096];
+    for (ssize_t n;
+         !ended() && (n = recv(fd, buffer, sizeof(buffer), 0)) > 0;) {
+      answer.append(buffer, static_cast<size_t>(n));
+    }
+    EXPECT_TRUE(ended());
+    close(fd);
+  }
+  std::string HttpGet(const std::string& path) {
+    const int fd = Connect(coordinator_->http_address());
     const std::string request =
         "GET " + path + " HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
     EXPECT_GT(send(fd, request.data(), request.size(), MSG_NOSIGNAL), 0);
@@ -658,6 +716,20 @@ TEST_F(CoordinatorFaultsTest, SendsBackTheCallersRequestId) {
   const auto& metadata = context.GetServerInitialMetadata();
   ASSERT_TRUE(metadata.contains("x-request-id"));
   EXPECT_EQ(metadata.find("x-request-id")->second, "mine");
+}
+
+TEST_F(CoordinatorFaultsTest, HeadersOfAnyBytesHarmNeitherItNorRanks) {
+  Start();
+  const auto rank = AttachedRank();
+
+  SubmitWithHeader("x-request-id", "\x80\xff");
+  EXPECT_EQ(rank->NextAssign().traceparent(), "");
+  SubmitWithHeader("traceparent", "\x80\xff");
+  EXPECT_EQ(rank->NextAssign().traceparent(), "");
+  const std::string trace =
+      "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+  SubmitWithHeader("traceparent", trace);
+  EXPECT_EQ(rank->NextAssign().traceparent(), trace);
 }
 
 TEST_F(CoordinatorFaultsTest, OversizedMessagesAreRefused) {

@@ -153,9 +153,12 @@ struct QueueActions {
 //              +-----------+ or given back by the rank
 //
 // A request runs on one rank at a time, under an attempt number that rises
-// with every assignment; only that session and attempt may add tokens. A
-// request on its last attempt is kept apart from other suspects of the job, so
-// that one poison request does not take its neighbours with it.
+// with every assignment; only that session and attempt may add tokens. An
+// assignment of which the rank has not heard when its stream breaks is no death
+// at first, for streams break; from the second one in a row on it is one, for
+// the message itself may be what the rank cannot read. A request on its last
+// attempt is kept apart from other suspects of the job, so that one poison
+// request does not take its neighbours with it.
 //
 // Thread-compatible.
 class RequestQueue {
@@ -261,6 +264,7 @@ class RequestQueue {
   struct Entry {
     QueuedRequest request;
     int num_watchers = 0;
+    int num_unheard = 0;  // assignments in a row that broke the stream
     absl::Time alone_until = absl::InfiniteFuture();
     absl::Time queued_until = absl::InfiniteFuture();  // to its first token
     absl::Time assign_by = absl::InfiniteFuture();     // so as far as is known
@@ -307,8 +311,9 @@ class RequestQueue {
   void BuryPredecessors(const RankRegistration& registration,
                         QueueActions& out);
   ResumePoint Resume(RankState& rank, const HeldRequest& held);
+  std::set<int64_t> TakeUnheard(RankState& rank);
   void RequeueMissing(RankState& rank, std::span<const HeldRequest> held,
-                      QueueActions& out);
+                      const std::set<int64_t>& unheard, QueueActions& out);
   void Requeue(int64_t seq, bool died, QueueActions& out);
   void Bury(std::map<RankKey, RankState>::iterator rank, bool died,
             QueueActions& out);

@@ -46,19 +46,19 @@ absl::StatusOr<std::vector<ResumePoint>> RequestQueue::Register(
   }
   rank.info = registration;
   rank.info.held.clear();
+  const std::set<int64_t> unheard = TakeUnheard(rank);
   rank.session = session;
   rank.heard = now;
   rank.serial = 0;
   rank.room = {.free_sequences = registration.max_sequences,
                .free_kv_tokens = registration.kv_tokens};
   sessions_[session] = {registration.job, registration.rank};
-  for (auto& [seq, serial] : rank.running) serial = 0;
 
   std::vector<ResumePoint> points;
   for (const HeldRequest& held : registration.held) {
     points.push_back(Resume(rank, held));
   }
-  RequeueMissing(rank, registration.held, out);
+  RequeueMissing(rank, registration.held, unheard, out);
   return points;
 }
 
@@ -129,8 +129,20 @@ ResumePoint RequestQueue::Resume(RankState& rank, const HeldRequest& held) {
   return {.drop = false, .next_offset = request.num_tokens};
 }
 
+// What the rank's last stream was given and no heartbeat had seen. Serials
+// begin anew.
+std::set<int64_t> RequestQueue::TakeUnheard(RankState& rank) {
+  std::set<int64_t> unheard;
+  for (auto& [seq, serial] : rank.running) {
+    if (serial > rank.room.last_assign_serial) unheard.insert(seq);
+    serial = 0;
+  }
+  return unheard;
+}
+
 void RequestQueue::RequeueMissing(RankState& rank,
                                   std::span<const HeldRequest> held,
+                                  const std::set<int64_t>& unheard,
                                   QueueActions& out) {
   std::vector<int64_t> missing;
   for (const auto& entry : rank.running) {
@@ -140,7 +152,11 @@ void RequestQueue::RequeueMissing(RankState& rank,
     };
     if (std::none_of(held.begin(), held.end(), same)) missing.push_back(seq);
   }
-  for (const int64_t seq : missing) Requeue(seq, /*died=*/false, out);
+  for (const int64_t seq : missing) {
+    const bool again =
+        unheard.contains(seq) && entries_.at(seq).num_unheard++ > 0;
+    Requeue(seq, /*died=*/again, out);
+  }
 }
 
 void RequestQueue::Requeue(int64_t seq, bool died, QueueActions& out) {
@@ -220,11 +236,13 @@ RequestQueue::TokenCheck RequestQueue::TakeTokens(uint64_t session, int64_t seq,
   if (rank == nullptr) return {};
   rank->heard = now;
   if (!rank->running.contains(seq)) return {};
-  QueuedRequest& request = entries_.at(seq).request;
+  Entry& entry = entries_.at(seq);
+  QueuedRequest& request = entry.request;
   if (request.attempt != attempt) return {};
   if (offset > request.num_tokens) {
     return {.verdict = Verdict::kGap, .expected = request.num_tokens};
   }
+  entry.num_unheard = 0;
   const int64_t skip = std::min(request.num_tokens - offset, count);
   request.num_tokens += count - skip;
   rank->tokens += count - skip;

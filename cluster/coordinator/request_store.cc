@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "cluster/coordinator/call_headers.h"
 #include "cluster/coordinator/store_schema.h"
 #include "runtime/base/status_macros.h"
 
@@ -231,7 +232,8 @@ absl::StatusOr<StoredRequest> RequestStore::ReadRow(const SqliteQuery& row) {
   stored.id = row.Bytes(1);
   queued.client = row.Bytes(2);
   PORTOLAN_RETURN_IF_ERROR(ReadMessage(row, 4, queued.seq, stored.request));
-  stored.traceparent = row.Bytes(5);
+  // An older program kept what came.
+  stored.traceparent = SoundTraceparent(std::string(row.Bytes(5)));
   queued.detached = row.Int(6) != 0;
   queued.model = row.Bytes(7);
   stored.seed = static_cast<uint64_t>(row.Int(8));
@@ -256,7 +258,7 @@ absl::StatusOr<StoredRequest> RequestStore::ReadRow(const SqliteQuery& row) {
     PORTOLAN_RETURN_IF_ERROR(
         ReadMessage(row, 23, queued.seq, stored.finish.emplace()));
   }
-  stored.x_request_id = row.Bytes(24);
+  stored.x_request_id = SoundRequestId(std::string(row.Bytes(24)));
   stored.assigned = ReadTime(row, 25);
   return stored;
 }

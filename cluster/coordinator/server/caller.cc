@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/time/clock.h"
+#include "cluster/coordinator/call_headers.h"
 
 namespace portolan {
 namespace {
@@ -52,8 +53,8 @@ absl::StatusOr<Caller> Gate::Enter(grpc::ServerContextBase& context,
   Caller caller;
   caller.client = identity->name;
   caller.sees_all = identity->sees_all;
-  caller.request_id = Metadata(context, "x-request-id").substr(0, 128);
-  caller.traceparent = Metadata(context, "traceparent").substr(0, 128);
+  caller.request_id = SoundRequestId(Metadata(context, "x-request-id"));
+  caller.traceparent = SoundTraceparent(Metadata(context, "traceparent"));
   const absl::Time deadline = absl::FromChrono(context.deadline());
   if (!caller.request_id.empty()) {
     context.AddInitialMetadata("x-request-id", caller.request_id);

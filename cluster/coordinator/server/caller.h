@@ -17,7 +17,7 @@ class Gate {
   Gate(const AccessRules& rules, Telemetry& telemetry)
       : rules_(rules), telemetry_(telemetry) {}
 
-  // Sends x-request-id back as initial metadata, if it came.
+  // Sends x-request-id back as initial metadata, if a sound one came.
   // Errors: kUnauthenticated, kPermissionDenied.
   absl::StatusOr<Caller> Enter(grpc::ServerContextBase& context,
                                ServiceKind service) const;
