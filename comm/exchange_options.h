@@ -41,6 +41,9 @@ using PhaseHook = std::function<void(const PhaseEvent&)>;
 
 struct ExchangeOptions {
   int32_t num_layers = 0;  // MoE layers
+  // What the model calls each of them, for messages and profiles; empty: the
+  // same.
+  std::vector<int32_t> layer_names;
   int32_t num_experts = 0;
   int32_t top_k = 0;      // at most this many selections per token
   int64_t row_bytes = 0;  // of one activation row

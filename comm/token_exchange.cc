@@ -178,11 +178,17 @@ std::string TokenExchange::Name(size_t rank) const {
   return absl::StrCat("rank ", rank, " on ", transport_.host(r));
 }
 
+int32_t TokenExchange::NameOf(int layer) const {
+  return layer < 0 || options_.layer_names.empty()
+             ? layer
+             : options_.layer_names[static_cast<size_t>(layer)];
+}
+
 MessageHeader TokenExchange::Header(MessageKind kind, int layer) const {
   return MessageHeader{.kind = kind,
                        .epoch = options_.epoch,
                        .step = step_,
-                       .layer = layer,
+                       .layer = NameOf(layer),
                        .round = round_,
                        .placement_version = placement_version_};
 }
@@ -191,7 +197,7 @@ WaitContext TokenExchange::Context(ExchangePhase phase, int layer) const {
   return WaitContext{
       .phase = ToString(phase),
       .step = step_,
-      .layer = layer,
+      .layer = NameOf(layer),
       .timeout = std::max(step_deadline_ - SteadyNow(), kLeastWait)};
 }
 
@@ -202,8 +208,11 @@ void TokenExchange::Enter(ExchangePhase phase, int layer) {
   if (!options_.phase_hook) return;
   const std::span<const std::byte> next = send_[(self_ + 1) % world_];
   // All messages lie in buffers of this object.
-  options_.phase_hook(PhaseEvent{
-      phase, step_, layer, {const_cast<std::byte*>(next.data()), next.size()}});
+  options_.phase_hook(
+      PhaseEvent{phase,
+                 step_,
+                 NameOf(layer),
+                 {const_cast<std::byte*>(next.data()), next.size()}});
 }
 
 absl::Status TokenExchange::Exchange(ExchangePhase phase, int layer) {

@@ -36,6 +36,8 @@ struct ReceivedRows {
   int64_t num_rows = 0;
   std::span<const int32_t> row_of;   // [num_selections]
   std::span<const int32_t> experts;  // [num_selections] index in the layer
+  int32_t round = 0;                 // of `rounds` of this layer
+  int32_t rounds = 1;
 };
 
 // One rank's word to all others at the begin of a step.
@@ -204,6 +206,7 @@ class TokenExchange {
   absl::Duration TimeForStep() const;
   absl::Status KeepOwnHints(int layer, std::span<const Fp16> hints);
   absl::Status Reserve(AlignedBuffer& buffer, int64_t bytes);
+  int32_t NameOf(int layer) const;
   MessageHeader Header(MessageKind kind, int layer) const;
   WaitContext Context(ExchangePhase phase, int layer) const;
   std::string Name(size_t rank) const;

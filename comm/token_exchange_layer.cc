@@ -75,10 +75,12 @@ absl::Status TokenExchange::RunAlone(int layer, const Routing& routing,
       {.rows = {rows.data + first * rows.stride_bytes, rows.stride_bytes},
        .num_rows = count,
        .row_of = in_row_of_,
-       .experts = routing.experts.subspan(begin, in_row_of_.size())},
+       .experts = routing.experts.subspan(begin, in_row_of_.size()),
+       .round = round_,
+       .rounds = rounds_},
       compute));
   Enter(ExchangePhase::kCombine, layer);
-  const ProfileScope zone(options_.profile, Zone::kCombine, layer);
+  const ProfileScope zone(options_.profile, Zone::kCombine, NameOf(layer));
   for (int64_t token = 0; token < count; ++token) {
     const size_t at = static_cast<size_t>(token) * top_k;
     for (size_t k = 0; k < top_k; ++k) terms_[k] = ResultRow(results_, at + k);
@@ -95,7 +97,7 @@ absl::Status TokenExchange::RunRound(int layer, const Routing& routing,
                                      std::span<const Fp16> hints,
                                      MatrixView<float> out, Compute compute) {
   {
-    const ProfileScope zone(options_.profile, Zone::kDispatch, layer);
+    const ProfileScope zone(options_.profile, Zone::kDispatch, NameOf(layer));
     PlanDispatch(routing, first, count, owner_[static_cast<size_t>(layer)],
                  static_cast<int>(world_), plan_);
     if (round_ > 0) hints = {};
@@ -108,9 +110,11 @@ absl::Status TokenExchange::RunRound(int layer, const Routing& routing,
                   {.rows = {in_rows_.data(), options_.row_bytes},
                    .num_rows = in_row_begin_[world_],
                    .row_of = in_row_of_,
-                   .experts = in_experts_},
+                   .experts = in_experts_,
+                   .round = round_,
+                   .rounds = rounds_},
                   compute));
-  const ProfileScope zone(options_.profile, Zone::kCombine, layer);
+  const ProfileScope zone(options_.profile, Zone::kCombine, NameOf(layer));
   PORTOLAN_RETURN_IF_ERROR(SumReceived());
   PORTOLAN_RETURN_IF_ERROR(ExchangeResults(layer));
   Combine(routing, first, count, out);
@@ -123,7 +127,7 @@ absl::Status TokenExchange::CallCompute(int layer, const ReceivedRows& received,
   PORTOLAN_RETURN_IF_ERROR(Reserve(results_, selections * ResultBytes(1)));
   ClearMessages();
   Enter(ExchangePhase::kCompute, layer);
-  const ProfileScope zone(options_.profile, Zone::kExperts, layer);
+  const ProfileScope zone(options_.profile, Zone::kExperts, NameOf(layer));
   counts_.rows_in += received.num_rows;
   counts_.selections_in += selections;
   return compute(received,

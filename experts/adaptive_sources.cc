@@ -27,7 +27,23 @@ constexpr std::array kMeasured = {
     Measured{"mixture", kNumInputs, Foresight::kNextLayer},
     Measured{"mixture", kNumInputs, Foresight::kLayerAfter},
     Measured{"mixture", kNumInputs, Foresight::kTokens},
+    Measured{"mixture", kNumInputs, Foresight::kNextStep},
 };
+
+// Layers that it looks ahead at most.
+int32_t DistanceOf(Foresight foresight, int32_t num_layers) {
+  switch (foresight) {
+    case Foresight::kTokens:
+      return num_layers;
+    case Foresight::kNextStep:
+      return 2 * num_layers;
+    case Foresight::kNextLayer:
+      return 1;
+    case Foresight::kLayerAfter:
+      return 2;
+  }
+  return 0;
+}
 
 }  // namespace
 
@@ -60,12 +76,22 @@ SourceScores::SourceScores(int32_t num_layers, int32_t num_experts,
       sums_(kMeasured.size() * layers_ * experts_),
       tokens_(experts_) {
   for (const Measured& measured : kMeasured) {
-    const int32_t distance = static_cast<int32_t>(measured.foresight);
-    scores_.emplace_back(measured.name, distance == 0 ? num_layers : distance);
+    scores_.emplace_back(measured.name,
+                         DistanceOf(measured.foresight, num_layers));
   }
 }
 
-void SourceScores::BeginStep() { std::ranges::fill(sums_, 0.0f); }
+void SourceScores::BeginStep() { Clear(/*next_step=*/false); }
+
+void SourceScores::BeginNextStep() { Clear(/*next_step=*/true); }
+
+void SourceScores::Clear(bool next_step) {
+  const auto cells = layers_ * experts_;
+  for (size_t i = 0; i < kMeasured.size(); ++i) {
+    if ((kMeasured[i].foresight == Foresight::kNextStep) != next_step) continue;
+    std::ranges::fill(std::span(sums_).subspan(i * cells, cells), 0.0f);
+  }
+}
 
 std::span<float> SourceScores::Sum(size_t source, int32_t layer) {
   return std::span(sums_).subspan(
@@ -80,11 +106,12 @@ float SourceScores::Probability(Input input, float value) const {
 }
 
 void SourceScores::Add(Foresight foresight, int32_t layer,
-                       MatrixView<const float> inputs,
+                       MatrixView<const float> inputs, bool knows_trajectory,
                        std::span<const float> mixed) {
   for (size_t i = 0; i < kMeasured.size(); ++i) {
     if (kMeasured[i].foresight != foresight) continue;
     const Input input = kMeasured[i].input;
+    if (input == kTrajectory && !knows_trajectory) continue;
     const std::span<float> sum = Sum(i, layer);
     if (input == kNumInputs) {
       for (size_t e = 0; e < experts_; ++e) sum[e] += mixed[e];
@@ -99,7 +126,10 @@ void SourceScores::Count(int32_t layer, std::span<const int32_t> experts) {
   std::ranges::fill(tokens_, 0);
   for (const int32_t expert : experts) ++tokens_[static_cast<size_t>(expert)];
   for (size_t i = 0; i < kMeasured.size(); ++i) {
-    if (layer < static_cast<int32_t>(kMeasured[i].foresight)) continue;
+    const Foresight foresight = kMeasured[i].foresight;
+    // Nobody looked ahead so far.
+    if (foresight == Foresight::kNextLayer && layer < 1) continue;
+    if (foresight == Foresight::kLayerAfter && layer < 2) continue;
     scores_[i].Count(Sum(i, layer), tokens_,
                      std::ssize(experts) / static_cast<int64_t>(top_k_));
   }

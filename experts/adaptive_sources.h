@@ -63,10 +63,13 @@ class SourceScores {
  public:
   SourceScores(int32_t num_layers, int32_t num_experts, int32_t top_k);
 
+  // Forgets what was added at every foresight but kNextStep, or at that.
   void BeginStep();
-  // Adds what each source says of one token, and what the mixture says.
+  void BeginNextStep();
+  // Adds what each source says of one token, and what the mixture says. A
+  // trajectory that is not known says nothing.
   void Add(Foresight foresight, int32_t layer, MatrixView<const float> inputs,
-           std::span<const float> mixed);
+           bool knows_trajectory, std::span<const float> mixed);
   // The experts that the layer's gate chose, [num_tokens, top_k].
   void Count(int32_t layer, std::span<const int32_t> experts);
 
@@ -74,6 +77,7 @@ class SourceScores {
 
  private:
   std::span<float> Sum(size_t source, int32_t layer);
+  void Clear(bool next_step);
   float Probability(Input input, float value) const;
 
   const size_t layers_;

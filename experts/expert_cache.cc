@@ -34,7 +34,7 @@ struct ExpertCache::Work {
     uint32_t generation = 0;
   };
 
-  int32_t layer = 0;
+  LayerRound at;
   std::span<const ExpertNeed> needs;
   std::vector<int32_t> pending;         // needs to be computed
   std::vector<uint32_t> seen_failures;  // by need, before this visit
@@ -43,7 +43,7 @@ struct ExpertCache::Work {
   absl::Duration stall;
 
   ExpertId IdOf(int32_t need) const {
-    return {layer, needs[static_cast<size_t>(need)].expert};
+    return {at.layer, needs[static_cast<size_t>(need)].expert};
   }
 };
 
@@ -185,12 +185,12 @@ void ExpertCache::ReadAhead() {
   StartReads();
 }
 
-absl::Status ExpertCache::Visit(
-    int layer, std::span<const ExpertNeed> needs,
+absl::Status ExpertCache::VisitRound(
+    const LayerRound& at, std::span<const ExpertNeed> needs,
     absl::FunctionRef<absl::Status(std::span<const ReadyExpert>)> compute) {
   const WorkHandle handle(*this);
   Work& work = handle.work();
-  work.layer = layer;
+  work.at = at;
   work.needs = needs;
   BeginWork(work);
   absl::Status status;
@@ -204,6 +204,12 @@ absl::Status ExpertCache::Visit(
   return status;
 }
 
+int32_t ExpertCache::NameOf(int32_t layer) const {
+  return options_.layer_names.empty()
+             ? layer
+             : options_.layer_names[static_cast<size_t>(layer)];
+}
+
 void ExpertCache::BeginWork(Work& work) {
   work.pending.clear();
   work.seen_failures.clear();
@@ -211,7 +217,11 @@ void ExpertCache::BeginWork(Work& work) {
   work.leased.clear();
   work.stall = absl::ZeroDuration();
   MutexLock lock(mu_);
-  driver_.BeginLayer(work.layer, work.needs, options_.clock());
+  if (work.at.is_first()) {
+    driver_.BeginLayer(work.at.layer, work.needs, options_.clock());
+  } else {
+    driver_.ContinueLayer(work.at.layer, work.needs, options_.clock());
+  }
   for (size_t need = 0; need < work.needs.size(); ++need) {
     const ExpertId id = work.IdOf(static_cast<int32_t>(need));
     table_.AddWish(id);
@@ -231,7 +241,8 @@ absl::Status ExpertCache::NextGroup(Work& work) {
     hints_wait_ = false;
     StartReads();
     if (!work.group.empty()) return absl::OkStatus();
-    const ProfileScope zone(options_.profile, Zone::kExpertWait, work.layer);
+    const ProfileScope zone(options_.profile, Zone::kExpertWait,
+                            NameOf(work.at.layer));
     const absl::Time from = options_.clock();
     changed_.Wait(mu_);
     work.stall += options_.clock() - from;
@@ -311,7 +322,11 @@ void ExpertCache::EndWork(Work& work) {
   {
     MutexLock lock(mu_);
     for (const int32_t need : work.pending) table_.DropWish(work.IdOf(need));
-    driver_.EndLayer(work.layer, work.stall, options_.clock());
+    if (work.at.is_last()) {
+      driver_.EndLayer(work.at.layer, work.stall, options_.clock());
+    } else {
+      driver_.EndRound(work.stall);
+    }
     std::erase(active_work_, &work);
     hints_wait_ = false;
     StartReads();

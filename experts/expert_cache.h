@@ -35,8 +35,9 @@ namespace portolan {
 // slots kernel-ready. It never waits for compute, and no read, no packing and
 // no compute runs under the lock. An expert is read once however many wait.
 //
-// Thread-safe. Visit() allocates nothing once its buffers have grown. The
-// destructor waits for reads under way; nobody may be in Visit() then.
+// Thread-safe, but the rounds of one layer are one thread's. Visit() allocates
+// nothing once its buffers have grown. The destructor waits for reads under
+// way; nobody may be in Visit() then.
 class ExpertCache final : public ExpertProvider {
  public:
   using Clock = std::function<absl::Time()>;
@@ -51,6 +52,8 @@ class ExpertCache final : public ExpertProvider {
     std::vector<int> loader_cpus = {};
     // NUMA nodes that the slots belong to (PlaceMemory()); empty: any.
     std::vector<int> numa_nodes = {};
+    // What the model calls each MoE layer, for profiles; empty: the same.
+    std::vector<int32_t> layer_names = {};
     Clock clock = SteadyNow;
     Profile* profile = nullptr;  // of the one thread that visits, or null
   };
@@ -86,8 +89,8 @@ class ExpertCache final : public ExpertProvider {
                std::span<const float> scores) override ABSL_LOCKS_EXCLUDED(mu_);
   void ReadAhead() override ABSL_LOCKS_EXCLUDED(mu_);
 
-  absl::Status Visit(
-      int layer, std::span<const ExpertNeed> needs,
+  absl::Status VisitRound(
+      const LayerRound& at, std::span<const ExpertNeed> needs,
       absl::FunctionRef<absl::Status(std::span<const ReadyExpert>)> compute)
       override ABSL_LOCKS_EXCLUDED(mu_);
 
@@ -118,6 +121,8 @@ class ExpertCache final : public ExpertProvider {
               std::unique_ptr<CachePolicy> policy,
               std::unique_ptr<ChunkedSource> source, AlignedBuffer slots,
               AlignedBuffer staging);
+
+  int32_t NameOf(int32_t layer) const;
 
   // Visit(), step by step.
   void BeginWork(Work& work) ABSL_LOCKS_EXCLUDED(mu_);

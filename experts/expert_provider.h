@@ -21,6 +21,17 @@ struct ReadyExpert {
   const std::byte* slot = nullptr;  // kernel-ready (expert_ffn.h)
 };
 
+// A layer of experts whose rows come in one exchange or in several rounds of it
+// (token_exchange.h).
+struct LayerRound {
+  int32_t layer = 0;
+  int32_t round = 0;
+  int32_t rounds = 1;
+
+  bool is_first() const { return round == 0; }
+  bool is_last() const { return round + 1 == rounds; }
+};
+
 // Brings the experts of a layer into memory for as long as they are computed.
 class ExpertProvider {
  public:
@@ -41,13 +52,22 @@ class ExpertProvider {
   // Calls `compute` with groups of needed experts whose weights are in memory:
   // resident ones first, the others as they arrive, in waves if they do not fit
   // together. Each need comes exactly once; the slots are leased only during
-  // the call. `needs` rises by expert and holds experts of this rank only.
+  // the call. `needs` rises by expert and holds experts of this rank only; an
+  // expert may be needed again in a later round. The rounds of a layer follow
+  // each other.
   // Errors: kDataLoss, kUnavailable (I/O), kCancelled (shutting down), or
   // those of `compute`, after which it is not called again.
-  virtual absl::Status Visit(
-      int layer, std::span<const ExpertNeed> needs,
+  virtual absl::Status VisitRound(
+      const LayerRound& at, std::span<const ExpertNeed> needs,
       absl::FunctionRef<absl::Status(std::span<const ReadyExpert>)>
           compute) = 0;
+
+  // The same for a layer of one round.
+  absl::Status Visit(
+      int32_t layer, std::span<const ExpertNeed> needs,
+      absl::FunctionRef<absl::Status(std::span<const ReadyExpert>)> compute) {
+    return VisitRound({.layer = layer}, needs, compute);
+  }
 };
 
 }  // namespace portolan

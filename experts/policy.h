@@ -38,8 +38,8 @@ enum class Residence : uint8_t {
   kAbsent,
   kReading,
   kResident,
-  kUnreadable,  // absent, and a speculative read of it has failed: only demand
-                // tries again, which says what is wrong
+  kUnreadable,  // absent, and a read of it has failed: only demand tries again,
+                // which says what is wrong
 };
 
 // How a layer found an expert that it needs: resident and complete, on its
@@ -108,18 +108,29 @@ class CachePolicy {
   virtual void OnHints(int32_t /*layer*/, int32_t /*distance*/,
                        std::span<const float> /*scores*/, absl::Time /*now*/) {}
 
-  // The gate has chosen; `needs` is the whole union of the step for the layer.
+  // The gate has chosen; `needs` is the whole union of the step for the layer,
+  // unless its rows come in several rounds: then that of the first.
   virtual void OnBeginLayer(int32_t /*layer*/,
                             std::span<const ExpertNeed> /*needs*/,
                             absl::Time /*now*/) {}
 
-  // One of the needs and how it was found. Follows OnBeginLayer() at once.
+  // A further round of the layer in work needs these, some of them perhaps as
+  // earlier ones did.
+  virtual void OnMoreNeeds(int32_t /*layer*/,
+                           std::span<const ExpertNeed> /*needs*/,
+                           absl::Time /*now*/) {}
+
+  // One of the needs and how it was found, once for a layer. Follows
+  // OnBeginLayer() or OnMoreNeeds() at once.
   virtual void OnAccess(ExpertId /*id*/, AccessKind /*kind*/,
                         int32_t /*num_rows*/, absl::Time /*now*/) {}
 
   // The weights are complete in a slot.
   virtual void OnLoaded(ExpertId /*id*/, ReadClass /*read_class*/,
                         absl::Time /*now*/) {}
+
+  // The read of the weights has failed; its slot is empty.
+  virtual void OnLoadFailed(ExpertId /*id*/) {}
 
   // The slot is empty or belongs to another expert now.
   virtual void OnEvicted(ExpertId /*id*/, absl::Time /*now*/) {}

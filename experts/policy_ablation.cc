@@ -32,6 +32,11 @@ class AblatedPolicy final : public CachePolicy {
     policy_->OnBeginLayer(layer, needs, now);
     oracle_->OnBeginLayer(layer, needs, now);
   }
+  void OnMoreNeeds(int32_t layer, std::span<const ExpertNeed> needs,
+                   absl::Time now) override {
+    policy_->OnMoreNeeds(layer, needs, now);
+    oracle_->OnMoreNeeds(layer, needs, now);
+  }
   void OnAccess(ExpertId id, AccessKind kind, int32_t num_rows,
                 absl::Time now) override {
     policy_->OnAccess(id, kind, num_rows, now);
@@ -40,6 +45,10 @@ class AblatedPolicy final : public CachePolicy {
   void OnLoaded(ExpertId id, ReadClass read_class, absl::Time now) override {
     policy_->OnLoaded(id, read_class, now);
     oracle_->OnLoaded(id, read_class, now);
+  }
+  void OnLoadFailed(ExpertId id) override {
+    policy_->OnLoadFailed(id);
+    oracle_->OnLoadFailed(id);
   }
   void OnEvicted(ExpertId id, absl::Time now) override {
     policy_->OnEvicted(id, now);

@@ -56,10 +56,13 @@ class AdaptivePolicy final : public CachePolicy {
                absl::Time now) override;
   void OnBeginLayer(int32_t layer, std::span<const ExpertNeed> needs,
                     absl::Time now) override;
+  void OnMoreNeeds(int32_t layer, std::span<const ExpertNeed> needs,
+                   absl::Time now) override;
   void OnAccess(ExpertId id, AccessKind kind, int32_t num_rows,
                 absl::Time now) override;
   void OnLoaded(ExpertId id, ReadClass read_class, absl::Time now) override;
-  void OnEvicted(ExpertId id, absl::Time now) override;
+  void OnLoadFailed(ExpertId id) override { LoseRead(id); }
+  void OnEvicted(ExpertId id, absl::Time /*now*/) override { LoseRead(id); }
   size_t ChooseVictim(std::span<const ExpertId> evictable, ExpertId incoming,
                       absl::Time now) override;
   std::optional<Prefetch> NextPrefetch(const PrefetchContext& context) override;
@@ -92,6 +95,8 @@ class AdaptivePolicy final : public CachePolicy {
   Candidate BestAbsent(std::span<const Residence> residence) const;
   Price PriceOf(const LinkState& link, absl::Time now) const;
   // Compares the shadows and the account of speculation.
+  void LoseRead(ExpertId id);
+  void CountMisses(int32_t layer, std::span<const ExpertNeed> needs);
   void Guard(int32_t layer, std::span<const ExpertNeed> needs);
 
   const PolicyShape shape_;
@@ -147,6 +152,13 @@ void AdaptivePolicy::OnBeginLayer(int32_t layer,
   Guard(layer, needs);
 }
 
+void AdaptivePolicy::OnMoreNeeds(int32_t layer,
+                                 std::span<const ExpertNeed> needs,
+                                 absl::Time /*now*/) {
+  rates_.AddNeeds(layer, needs, tokens_);
+  CountMisses(layer, needs);
+}
+
 void AdaptivePolicy::OnAccess(ExpertId id, AccessKind /*kind*/,
                               int32_t /*num_rows*/, absl::Time /*now*/) {
   uses_.Touch(id);
@@ -161,7 +173,8 @@ void AdaptivePolicy::OnLoaded(ExpertId id, ReadClass read_class,
   uses_.Refresh(id);
 }
 
-void AdaptivePolicy::OnEvicted(ExpertId id, absl::Time /*now*/) {
+// A speculative read that nothing has used.
+void AdaptivePolicy::LoseRead(ExpertId id) {
   float& cost = started_[shape_.Index(id)];
   account_ -= cost;
   cost = 0;
@@ -169,11 +182,9 @@ void AdaptivePolicy::OnEvicted(ExpertId id, absl::Time /*now*/) {
 
 void AdaptivePolicy::Guard(int32_t layer, std::span<const ExpertNeed> needs) {
   ++visits_;
-  lru_misses_ = kGuardMemory * lru_misses_ + lru_shadow_.Visit(layer, needs);
-  own_misses_ = kGuardMemory * own_misses_ +
-                own_shadow_.Visit(layer, needs, [this](ExpertId id) -> double {
-                  return NextUse(id);
-                });
+  lru_misses_ *= kGuardMemory;
+  own_misses_ *= kGuardMemory;
+  CountMisses(layer, needs);
   const double margin = kHysteresis * lru_misses_;
   if (own_misses_ > lru_misses_ + margin) evicts_as_lru_ = true;
   if (own_misses_ < lru_misses_ - margin) evicts_as_lru_ = false;
@@ -184,6 +195,14 @@ void AdaptivePolicy::Guard(int32_t layer, std::span<const ExpertNeed> needs) {
     pause_ = std::min(2 * pause_, kLongestPause);
     account_ = 0;
   }
+}
+
+// What either way of evicting would have to load.
+void AdaptivePolicy::CountMisses(int32_t layer,
+                                 std::span<const ExpertNeed> needs) {
+  lru_misses_ += lru_shadow_.Visit(layer, needs);
+  own_misses_ += own_shadow_.Visit(
+      layer, needs, [this](ExpertId id) -> double { return NextUse(id); });
 }
 
 float AdaptivePolicy::AnyVisit(size_t index) const {

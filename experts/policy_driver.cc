@@ -36,6 +36,17 @@ void PolicyDriver::BeginLayer(int32_t layer, std::span<const ExpertNeed> needs,
   }
 }
 
+void PolicyDriver::ContinueLayer(int32_t layer,
+                                 std::span<const ExpertNeed> needs,
+                                 absl::Time now) {
+  policy_->OnMoreNeeds(layer, needs, now);
+  for (const ExpertNeed& need : needs) {
+    const ExpertId id{layer, need.expert};
+    if (status_[shape_.Index(id)].needed) continue;
+    policy_->OnAccess(id, Classify(id), need.num_rows, now);
+  }
+}
+
 AccessKind PolicyDriver::Classify(ExpertId id) {
   const size_t index = shape_.Index(id);
   Status& status = status_[index];
@@ -63,15 +74,20 @@ AccessKind PolicyDriver::Classify(ExpertId id) {
   return AccessKind::kMiss;
 }
 
+void PolicyDriver::EndRound(absl::Duration stall) {
+  metrics_.stall += stall;
+  round_stall_ += stall;
+}
+
 void PolicyDriver::EndLayer(int32_t layer, absl::Duration stall,
                             absl::Time now) {
-  metrics_.stall += stall;
+  EndRound(stall);
   for (int32_t expert = 0; expert < shape_.num_experts; ++expert) {
     const size_t index = shape_.Index({layer, expert});
     status_[index].needed = false;
     PassLayer(index);
   }
-  policy_->OnEndLayer(layer, stall, now);
+  policy_->OnEndLayer(layer, std::exchange(round_stall_, {}), now);
 }
 
 void PolicyDriver::PassLayer(size_t index) {
@@ -112,14 +128,13 @@ void PolicyDriver::OnLoaded(ExpertId id, absl::Time now) {
 void PolicyDriver::OnLoadFailed(ExpertId id) {
   const size_t index = shape_.Index(id);
   PORTOLAN_CHECK(residence_[index] == Residence::kReading);
-  residence_[index] = status_[index].origin == Origin::kPrefetchUnused
-                          ? Residence::kUnreadable
-                          : Residence::kAbsent;
+  residence_[index] = Residence::kUnreadable;
   if (status_[index].origin == Origin::kPrefetchUsed) {
     metrics_.prefetch_used_bytes -= shape_.expert_bytes;
   }
   status_[index].origin = Origin::kDemand;
   PassLayer(index);
+  policy_->OnLoadFailed(id);
 }
 
 void PolicyDriver::OnEvicted(ExpertId id, absl::Time now) {

@@ -39,14 +39,19 @@ class PolicyDriver {
   // speculative read that is needed is a demand read from here on.
   void BeginLayer(int32_t layer, std::span<const ExpertNeed> needs,
                   absl::Time now);
+  // A further round of the layer: counts what no round before it needed.
+  void ContinueLayer(int32_t layer, std::span<const ExpertNeed> needs,
+                     absl::Time now);
+  // A round that is not the last has ended.
+  void EndRound(absl::Duration stall);
   void EndLayer(int32_t layer, absl::Duration stall, absl::Time now);
 
   // What happens to slots. A read belongs to a slot from its start on: evict
   // first, then start.
   void OnLoadStarted(ExpertId id, ReadClass read_class);
   void OnLoaded(ExpertId id, absl::Time now);
-  // Absent again, its slot free; a speculative read is not tried again before a
-  // demand read has succeeded.
+  // Its slot is free; no speculative read tries again before a demand read has
+  // succeeded.
   void OnLoadFailed(ExpertId id);
   void OnEvicted(ExpertId id, absl::Time now);
 
@@ -95,6 +100,7 @@ class PolicyDriver {
   std::vector<Status> status_;        // by Index()
   std::vector<ExpertId> scratch_;
   int32_t num_ahead_ = 0;
+  absl::Duration round_stall_;  // of earlier rounds of the layer
   ExpertMetrics metrics_;
 };
 

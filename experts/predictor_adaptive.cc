@@ -113,9 +113,10 @@ class AdaptivePredictor final : public Predictor {
   void LearnLessons(const LayerObservation& observation);
   void Learn(const Lesson& lesson, size_t place, Mixer& mixer);
   bool measuring() const { return steps_ % kScoreInterval == 0; }
+  bool measuring_next() const { return (steps_ + 1) % kScoreInterval == 0; }
   void LearnToken(SequenceUse& state, int64_t row);
-  // The matched map's view of a token, if it was searched for.
-  void FillTrajectory(int64_t row, int32_t layer);
+  // The matched map's view of a token; false if it was not searched for.
+  bool FillTrajectory(int64_t row, int32_t layer);
 
   const PredictorShape shape_;
   const size_t layers_;
@@ -174,6 +175,7 @@ void AdaptivePredictor::BeginStep(const StepTokens& tokens) {
   ChooseLessons();
   trajectories_.BeginStep(tokens.embeddings.Row(0), token_ids_.size());
   if (measuring()) scores_.BeginStep();
+  if (measuring_next()) scores_.BeginNextStep();
   choices_.resize(token_ids_.size() * layers_ *
                   static_cast<size_t>(shape_.top_k));
   for (int32_t layer = 0; layer < shape_.num_layers; ++layer) {
@@ -292,13 +294,15 @@ void AdaptivePredictor::FillAhead(std::span<const float> probabilities) {
   }
 }
 
-void AdaptivePredictor::FillTrajectory(int64_t row, int32_t layer) {
+bool AdaptivePredictor::FillTrajectory(int64_t row, int32_t layer) {
   const std::span<float> input = InputRow(kTrajectory);
-  if (!trajectories_.Find(row, layer, input)) {
+  const bool known = trajectories_.Find(row, layer, input);
+  if (known) {
+    for (float& value : input) value = Stretch(value);
+  } else {
     std::ranges::fill(input, 0.0f);
-    return;
   }
-  for (float& value : input) value = Stretch(value);
+  return known;
 }
 
 void AdaptivePredictor::KeepLesson(size_t place, Lesson& lesson) {
@@ -320,15 +324,17 @@ void AdaptivePredictor::Foretell(Foresight foresight, int32_t layer,
       const int64_t row = slice.first_row + i;
       FillToken(history_.tokens(), token_ids_[static_cast<size_t>(row)],
                 *slice.state, layer);
+      bool knows_trajectory = false;
       if (ahead.rows() > 0) {
         FillAhead(ahead.Row(row));
-        FillTrajectory(row, layer);
+        knows_trajectory = FillTrajectory(row, layer);
       }
       mixer.Mix(Inputs(), probabilities_);
       for (size_t e = 0; e < experts_; ++e)
         expected[e] += HintOf(probabilities_[e]);
       if (measuring()) {
-        scores_.Add(foresight, layer, Inputs(), probabilities_);
+        scores_.Add(foresight, layer, Inputs(), knows_trajectory,
+                    probabilities_);
       }
       for (size_t lesson = 0; lesson < num_lessons_; ++lesson) {
         if (lessons_[lesson].row != row) continue;
@@ -351,6 +357,10 @@ void AdaptivePredictor::ForetellNextStep(int32_t layer) {
     mixer.Mix(Inputs(), probabilities_);
     for (size_t e = 0; e < experts_; ++e)
       expected[e] += HintOf(probabilities_[e]);
+    if (measuring_next()) {
+      scores_.Add(Foresight::kNextStep, layer, Inputs(),
+                  /*knows_trajectory=*/false, probabilities_);
+    }
     if (slice.sequence == pending_.sequence) {
       KeepLesson(static_cast<size_t>(layer), pending_);
     }

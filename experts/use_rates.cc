@@ -27,6 +27,15 @@ void UseRates::OnVisit(int32_t layer, std::span<const ExpertNeed> needs,
     recent_[i] *= keep_recent;
     mean_[i] *= keep_mean;
   }
+  AddNeeds(layer, needs, num_tokens);
+}
+
+void UseRates::AddNeeds(int32_t layer, std::span<const ExpertNeed> needs,
+                        int64_t num_tokens) {
+  const auto tokens = static_cast<float>(num_tokens);
+  const float keep_recent = std::pow(kRecentMemory, tokens);
+  const float keep_mean = std::pow(kMeanMemory, tokens);
+  const size_t first = static_cast<size_t>(layer) * num_experts_;
   for (const ExpertNeed& need : needs) {
     const size_t i = first + static_cast<size_t>(need.expert);
     const float share = static_cast<float>(need.num_rows) / tokens;

@@ -18,6 +18,9 @@ class UseRates {
   // `num_tokens` tokens of all ranks passed the layer and chose `needs`.
   void OnVisit(int32_t layer, std::span<const ExpertNeed> needs,
                int64_t num_tokens);
+  // And these, of the same tokens and layer.
+  void AddNeeds(int32_t layer, std::span<const ExpertNeed> needs,
+                int64_t num_tokens);
 
   // By PolicyShape::Index(): probability that one more token chooses it.
   float rate(size_t index) const {

@@ -126,7 +126,7 @@ OwnerTable ContiguousOwners(const ModelConfig& config, int world_size) {
         FirstOwnedExpert(rank + 1, world_size, config.num_experts);
     std::fill(layer.begin() + first, layer.begin() + end, Rank{rank});
   }
-  return OwnerTable(static_cast<size_t>(config.num_layers), layer);
+  return OwnerTable(static_cast<size_t>(config.num_moe_layers()), layer);
 }
 
 KvLayout KvLayoutOf(const JobOptions& options, const ModelConfig& config) {
@@ -160,7 +160,8 @@ absl::StatusOr<int32_t> NumKvPages(const JobOptions& options,
 ExchangeOptions ExchangeOptionsOf(const JobOptions& options,
                                   const ModelConfig& config) {
   ExchangeOptions exchange;
-  exchange.num_layers = config.num_layers;
+  exchange.num_layers = config.num_moe_layers();
+  exchange.layer_names = config.MoeLayers();
   exchange.num_experts = config.num_experts;
   exchange.top_k = config.top_k;
   exchange.row_bytes = PaddedCols(config.hidden) * BytesOf(options.activations);
@@ -173,22 +174,22 @@ ExchangeOptions ExchangeOptionsOf(const JobOptions& options,
 
 HistoryShape HistoryShapeOf(const JobOptions& options, const Model& model) {
   const ModelConfig& config = model.config;
-  return {
-      .num_layers = config.num_layers,
-      .num_experts = config.num_experts,
-      .top_k = config.top_k,
-      .hidden = static_cast<int32_t>(config.hidden),
-      .numerics_id = model.fingerprint,
-      .iterations = options.history_capacity,
-      .sequences = options.history_capacity,
-      .token_ids = TokenTableCapacity(config.num_layers, config.num_experts),
-      .distance = options.prefetch_distance,
-      .format = options.history_format};
+  return {.num_layers = config.num_moe_layers(),
+          .num_experts = config.num_experts,
+          .top_k = config.top_k,
+          .hidden = static_cast<int32_t>(config.hidden),
+          .numerics_id = model.fingerprint,
+          .iterations = options.history_capacity,
+          .sequences = options.history_capacity,
+          .token_ids =
+              TokenTableCapacity(config.num_moe_layers(), config.num_experts),
+          .distance = options.prefetch_distance,
+          .format = options.history_format};
 }
 
 PredictorShape PredictorShapeOf(const JobOptions& options,
                                 const ModelConfig& config) {
-  return {.num_layers = config.num_layers,
+  return {.num_layers = config.num_moe_layers(),
           .num_experts = config.num_experts,
           .top_k = config.top_k,
           .hidden = static_cast<int32_t>(config.hidden),

@@ -33,21 +33,20 @@ struct PackOptions {
   bool json = false;
 };
 
-// The checkpoint's experts; layers without experts have records of zeros, which
-// nobody reads.
+// The checkpoint's experts, by MoE layers alone.
 class PackedModel final : public ExpertSource {
  public:
   explicit PackedModel(const Model& model)
-      : model_(model), experts_(model.experts, *model.checkpoint) {}
+      : layers_(model.config.MoeLayers()),
+        experts_(model.experts, *model.checkpoint) {}
 
   absl::Status Read(ExpertId id, std::span<std::byte> slot) override {
-    if (model_.experts.Contains(id)) return experts_.Read(id, slot);
-    std::ranges::fill(slot, std::byte{0});
-    return absl::OkStatus();
+    return experts_.Read({layers_[static_cast<size_t>(id.layer)], id.expert},
+                         slot);
   }
 
  private:
-  const Model& model_;
+  const std::vector<int32_t> layers_;
   CheckpointExpertSource experts_;
 };
 

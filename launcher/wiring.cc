@@ -81,7 +81,7 @@ PackIdentity PackIdentityOf(const Model& model, WeightFormat format) {
   return {.fingerprint = model.fingerprint,
           .numerics =
               absl::StrCat("order 1, ", std::string(WeightFormatName(format))),
-          .num_layers = model.config.num_layers,
+          .num_layers = model.config.num_moe_layers(),
           .num_experts = model.config.num_experts,
           .shape = model.experts.shape(),
           .format = format,
@@ -99,6 +99,7 @@ absl::StatusOr<std::unique_ptr<RankRuntime>> RankRuntime::Create(
       AgreeOnStatus(transport, rank->WireForesight(), kStartTimeout));
   PORTOLAN_RETURN_IF_ERROR(
       AgreeOnStatus(transport, rank->WireExperts(), kStartTimeout));
+  PORTOLAN_RETURN_IF_ERROR(rank->AgreeOnForesight());
   if (mailbox == nullptr) mailbox = rank->MakeHistoryMailbox();
   if (mailbox != nullptr) rank->WireRecorder(*mailbox);
   PORTOLAN_RETURN_IF_ERROR(
@@ -150,7 +151,7 @@ absl::Status RankRuntime::WireForesight() {
                     {.distance = options_.prefetch_distance}, *history_);
   if (predictor == nullptr) return absl::OkStatus();
   foresight_ = std::make_unique<Foresight>(
-      std::move(predictor), config.num_layers, config.num_experts);
+      std::move(predictor), config.num_moe_layers(), config.num_experts);
   return absl::OkStatus();
 }
 
@@ -188,15 +189,24 @@ absl::Status RankRuntime::WireExperts() {
   const ExpertCache::Options cache{.slot_bytes = shape.expert_bytes,
                                    .loader_cpus = allowed_cpus_,
                                    .numa_nodes = numa_nodes_,
+                                   .layer_names = model_.config.MoeLayers(),
                                    .profile = profile()};
   PORTOLAN_ASSIGN_OR_RETURN(
       cache_,
       ExpertCache::Create(cache, shape, std::move(policy), std::move(source)));
-  // With every expert resident there is nothing to foretell, only to learn.
-  if (budget.resident() && options_.history_file.empty()) foresight_.reset();
-  if (foresight_ != nullptr) observers_.Add(*foresight_);
   return budget.resident() ? LoadResident(owned, shape.expert_bytes)
                            : absl::OkStatus();
+}
+
+// Ranks foretell for each other, so all of them do or none. With every expert
+// of every rank resident there is nothing to foretell, only to learn.
+absl::Status RankRuntime::AgreeOnForesight() {
+  const bool wanted = !experts_resident_ || !options_.history_file.empty();
+  PORTOLAN_ASSIGN_OR_RETURN(const bool any,
+                            AnyRank(transport_, wanted, kStartTimeout));
+  if (!any) foresight_.reset();
+  if (foresight_ != nullptr) observers_.Add(*foresight_);
+  return absl::OkStatus();
 }
 
 absl::Status RankRuntime::LoadResident(int64_t owned, int64_t expert_bytes) {
@@ -219,7 +229,10 @@ absl::StatusOr<std::unique_ptr<ChunkedSource>> RankRuntime::OpenExpertSource(
       ChosenSource chosen,
       MakeExpertSource(
           source, PackIdentityOf(model_, options_.weights), shape.owned,
-          [&](ExpertId id) { return model_.experts.ExpertExtentsOf(id); }));
+          [&, layers = model_.config.MoeLayers()](ExpertId id) {
+            return model_.experts.ExpertExtentsOf(
+                {layers[static_cast<size_t>(id.layer)], id.expert});
+          }));
   for (const std::string& notice : chosen.notices) Notice(notice);
   return std::move(chosen.source);
 }
@@ -234,7 +247,7 @@ absl::Status RankRuntime::WireTrace() {
   if (options_.trace_file.empty()) return absl::OkStatus();
   const ModelConfig& config = model_.config;
   TraceHeader header;
-  header.num_layers = config.num_layers;
+  header.num_layers = config.num_moe_layers();
   header.num_experts = config.num_experts;
   header.top_k = config.top_k;
   header.hidden = static_cast<int32_t>(config.hidden);
@@ -291,13 +304,12 @@ absl::Status RankRuntime::SaveHistory() {
 PolicyShape RankRuntime::ShapeOfRank() const {
   const ModelConfig& config = model_.config;
   PolicyShape shape;
-  shape.num_layers = config.num_layers;
+  shape.num_layers = config.num_moe_layers();
   shape.num_experts = config.num_experts;
   shape.top_k = config.top_k;
   shape.expert_bytes =
       ExpertSlotBytes(model_.experts.shape(), options_.weights);
-  for (int32_t layer = 0; layer < config.num_layers; ++layer) {
-    if (!config.IsMoeLayer(layer)) continue;
+  for (int32_t layer = 0; layer < shape.num_layers; ++layer) {
     for (int32_t expert = 0; expert < config.num_experts; ++expert) {
       const Rank owner =
           owners_[static_cast<size_t>(layer)][static_cast<size_t>(expert)];
@@ -340,9 +352,9 @@ absl::Status RankRuntime::WireExchange() {
                                      int64_t{exchange_->round_tokens()} *
                                          config.top_k * transport_.world_size(),
                                      profile(), options_.weights);
-  moe_ =
-      std::make_unique<MoeLayer>(*exchange_, *cache_, *ffn_, config.num_layers,
-                                 config.num_experts, std::move(hints));
+  moe_ = std::make_unique<MoeLayer>(*exchange_, *cache_, *ffn_,
+                                    config.num_moe_layers(), config.num_experts,
+                                    std::move(hints));
   return absl::OkStatus();
 }
 

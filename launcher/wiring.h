@@ -92,6 +92,7 @@ class RankRuntime {
   PolicyShape ShapeOfRank() const;
   absl::StatusOr<std::unique_ptr<ChunkedSource>> OpenExpertSource(
       const PolicyShape& shape);
+  absl::Status AgreeOnForesight();
   absl::Status LoadResident(int64_t owned, int64_t expert_bytes);
   void Notice(std::string_view text) const;
   void WireThreads();

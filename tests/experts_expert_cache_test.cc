@@ -228,6 +228,21 @@ TEST(ExpertCacheTest, TwoSlotsServeALayerInWaves) {
   EXPECT_EQ(harness.cache->budget_bytes(), 2 * int64_t{kFakeSlotBytes});
 }
 
+TEST(ExpertCacheTest, RoundsOfALayerAreCountedAsOneVisit) {
+  Harness harness(6);
+  const auto compute = [](std::span<const ReadyExpert>) {
+    return absl::OkStatus();
+  };
+  const std::vector<ExpertNeed> first = {{0, 1}, {1, 1}};
+  const std::vector<ExpertNeed> second = {{1, 2}, {2, 1}};
+
+  ASSERT_TRUE(harness.cache->VisitRound({0, 0, 2}, first, compute).ok());
+  ASSERT_TRUE(harness.cache->VisitRound({0, 1, 2}, second, compute).ok());
+
+  EXPECT_EQ(harness.cache->metrics().accesses(), 3);
+  EXPECT_EQ(harness.cache->metrics().misses, 3);
+}
+
 TEST(ExpertCacheTest, AVisitWithoutNeedsComputesNothing) {
   Harness harness(2);
   const auto groups = harness.Visit(0, {});

@@ -103,14 +103,34 @@ TEST(PolicyDriverTest, CountsALatePrefetchOnceAndAsUsed) {
   EXPECT_EQ(driver.metrics().demand_bytes, 0);
 }
 
-TEST(PolicyDriverTest, AFailedReadLeavesNoTrace) {
+// The rows of a layer may come in several rounds.
+TEST(PolicyDriverTest, AnExpertCountsOnceForALayerHoweverManyRoundsNeedIt) {
+  PolicyDriver driver(Shape(4), MakeLruPolicy(Shape(4)));
+  const std::vector<ExpertNeed> first = {{0, 1}, {1, 1}};
+  const std::vector<ExpertNeed> second = {{1, 2}, {2, 1}};
+
+  driver.BeginLayer(0, first, kNow);
+  Load(driver, {0, 0});
+  Load(driver, {0, 1});
+  driver.EndRound(absl::Seconds(2));
+  driver.ContinueLayer(0, second, kNow);
+  driver.EndLayer(0, absl::Seconds(1), kNow);
+
+  EXPECT_EQ(driver.metrics().misses, 3);
+  EXPECT_EQ(driver.metrics().hits, 0);
+  EXPECT_EQ(driver.metrics().stall, absl::Seconds(3));
+  driver.BeginLayer(0, first, kNow);
+  EXPECT_EQ(driver.metrics().hits, 2);
+}
+
+TEST(PolicyDriverTest, AFailedReadCountsNoBytes) {
   PolicyDriver driver(Shape(4), MakeLruPolicy(Shape(4)));
   driver.OnLoadStarted({0, 1}, ReadClass::kSpeculative);
   Need(driver, {0, 1});
 
   driver.OnLoadFailed({0, 1});
 
-  EXPECT_EQ(driver.residence({0, 1}), Residence::kAbsent);
+  EXPECT_EQ(driver.residence({0, 1}), Residence::kUnreadable);
   EXPECT_EQ(driver.metrics().prefetch_bytes(), 0);
   EXPECT_EQ(driver.speculative_slots(), 0);
 }

@@ -137,12 +137,13 @@ void ForwardPass::Begin(std::span<const ForwardSequence> sequences) {
 absl::StatusOr<MatrixView<const float>> ForwardPass::Run(
     int64_t tokens_of_all_ranks) {
   parts_.moe.BeginStep(tokens_of_all_ranks);
+  int32_t moe_layer = 0;
   for (int32_t layer = 0; layer < parts_.config.num_layers; ++layer) {
     Attend(layer);
-    PORTOLAN_RETURN_IF_ERROR(RunExperts(layer));
-    if (parts_.observer != nullptr) {
-      const ProfileScope zone(parts_.profile, Zone::kObserve, layer);
-      parts_.observer->OnLayerEnd(layer);
+    if (parts_.config.IsMoeLayer(layer)) {
+      PORTOLAN_RETURN_IF_ERROR(RunExperts(layer, moe_layer++));
+    } else {
+      RunDenseBlock(layer);
     }
   }
   return Logits();
@@ -327,29 +328,30 @@ void ForwardPass::PointToPages(int32_t layer) {
   }
 }
 
-// Leaves the output of the layer's experts (or dense block) in `delta`.
-absl::Status ForwardPass::RunExperts(int32_t layer) {
+// Leaves the output of the layer's experts in `delta`.
+absl::Status ForwardPass::RunExperts(int32_t layer, int32_t moe_layer) {
   Buffers& b = *buffers_;
-  if (!parts_.config.IsMoeLayer(layer)) {
-    const ProfileScope zone(parts_.profile, Zone::kDense, layer);
-    NormExpertInput(layer);
-    RunDenseBlock(layer);
-    return absl::OkStatus();
-  }
-  const GateOutput gate = RunGate(layer);
+  const GateOutput gate = RunGate(layer, moe_layer);
   std::span<const Fp16> hints;
   if (parts_.observer != nullptr) {
     const ProfileScope zone(parts_.profile, Zone::kObserve, layer);
     hints = parts_.observer->OnGate(gate);
   }
-  const ProfileScope zone(parts_.profile, Zone::kExchange, layer);
-  return parts_.moe.Run(layer,
-                        {.num_tokens = b.num_tokens,
-                         .top_k = parts_.config.top_k,
-                         .experts = gate.experts,
-                         .weights = gate.weights},
-                        b.normed_act.First(b.num_tokens), hints,
-                        b.delta.First(b.num_tokens));
+  {
+    const ProfileScope zone(parts_.profile, Zone::kExchange, layer);
+    PORTOLAN_RETURN_IF_ERROR(parts_.moe.Run(
+        moe_layer,
+        {.num_tokens = b.num_tokens,
+         .top_k = parts_.config.top_k,
+         .experts = gate.experts,
+         .weights = gate.weights},
+        b.normed_act.First(b.num_tokens), hints, b.delta.First(b.num_tokens)));
+  }
+  if (parts_.observer != nullptr) {
+    const ProfileScope zone(parts_.profile, Zone::kObserve, layer);
+    parts_.observer->OnLayerEnd(moe_layer);
+  }
+  return absl::OkStatus();
 }
 
 // Adds what attention left in `delta`; the norm goes to `normed_act`, unrounded
@@ -362,7 +364,7 @@ void ForwardPass::NormExpertInput(int32_t layer) {
       parts_.config.rms_eps, b.normed_act.First(b.num_tokens), b.normed.data());
 }
 
-GateOutput ForwardPass::RunGate(int32_t layer) {
+GateOutput ForwardPass::RunGate(int32_t layer, int32_t moe_layer) {
   const ProfileScope zone(parts_.profile, Zone::kGate, layer);
   Buffers& b = *buffers_;
   NormExpertInput(layer);
@@ -374,7 +376,7 @@ GateOutput ForwardPass::RunGate(int32_t layer) {
   ChooseExperts(b.probabilities.ConstFirst(b.num_tokens),
                 {parts_.config.top_k, parts_.config.norm_topk_prob}, experts,
                 weights);
-  GateOutput gate{.layer = layer,
+  GateOutput gate{.layer = moe_layer,
                   .probabilities = b.probabilities.ConstFirst(b.num_tokens),
                   .experts = experts,
                   .weights = weights,
@@ -383,8 +385,11 @@ GateOutput ForwardPass::RunGate(int32_t layer) {
   return gate;
 }
 
+// Leaves the output of the layer's dense block in `delta`.
 void ForwardPass::RunDenseBlock(int32_t layer) {
+  const ProfileScope zone(parts_.profile, Zone::kDense, layer);
   Buffers& b = *buffers_;
+  NormExpertInput(layer);
   const auto all = std::span<const int32_t>(b.all_rows)
                        .first(static_cast<size_t>(b.num_tokens));
   const ExpertFfn::Work work{

@@ -99,9 +99,9 @@ class ForwardPass {
   void RotateAndStore(int32_t layer);
   void PointToPages(int32_t layer);
   void NormExpertInput(int32_t layer);
-  absl::Status RunExperts(int32_t layer);
+  absl::Status RunExperts(int32_t layer, int32_t moe_layer);
   void RunDenseBlock(int32_t layer);
-  GateOutput RunGate(int32_t layer);
+  GateOutput RunGate(int32_t layer, int32_t moe_layer);
   ActivationView GateInput(MatrixView<float> normed);
   void ComputeGate(int32_t layer, MatrixView<float> normed,
                    MatrixView<float> probabilities);

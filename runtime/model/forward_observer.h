@@ -19,7 +19,7 @@ struct StepToken {
 
 // What a gate said at one layer. Views are valid during the call.
 struct GateOutput {
-  int32_t layer = 0;
+  int32_t layer = 0;                      // among the MoE layers
   MatrixView<const float> probabilities;  // [tokens, experts]
   std::span<const int32_t> experts;       // [tokens, top_k]
   std::span<const float> weights;         // [tokens, top_k]
@@ -51,7 +51,7 @@ class ForwardObserver {
     return {};
   }
 
-  // The experts of the layer are computed and combined.
+  // The experts of the layer are computed and combined; as GateOutput::layer.
   virtual void OnLayerEnd(int32_t /*layer*/) {}
 
   // The step's tokens are sampled and delivered.

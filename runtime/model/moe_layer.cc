@@ -17,12 +17,12 @@ const double kExchangeBounds[] = {2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3,
 }  // namespace
 
 MoeLayer::MoeLayer(TokenExchange& exchange, ExpertProvider& provider,
-                   ExpertFfn& ffn, int32_t num_layers, int32_t num_experts,
+                   ExpertFfn& ffn, int32_t num_moe_layers, int32_t num_experts,
                    Hints hints)
     : exchange_(exchange),
       provider_(provider),
       ffn_(ffn),
-      selections_by_layer_(static_cast<size_t>(num_layers)),
+      selections_by_layer_(static_cast<size_t>(num_moe_layers)),
       exchange_times_({std::begin(kExchangeBounds), std::end(kExchangeBounds)}),
       hints_(std::move(hints)),
       hint_sources_(static_cast<size_t>(exchange.transport().world_size())),
@@ -86,9 +86,8 @@ void MoeLayer::TakeHints(
   provider_.OnHints(layer, distance, scores_);
 }
 
-absl::Status MoeLayer::Compute(int32_t layer, const ActivationView& form,
-                               const ReceivedRows& received,
-                               MatrixView<float> results) {
+// Those that came with the tokens of `layer`.
+void MoeLayer::TakeLayerHints(int32_t layer) {
   for (size_t i = 0; i < hints_.distances.size(); ++i) {
     const int32_t target = layer + hints_.distances[i];
     if (target >= static_cast<int32_t>(selections_by_layer_.size())) break;
@@ -96,6 +95,12 @@ absl::Status MoeLayer::Compute(int32_t layer, const ActivationView& form,
       return exchange_.received_hints(rank, static_cast<int>(i));
     });
   }
+}
+
+absl::Status MoeLayer::Compute(int32_t layer, const ActivationView& form,
+                               const ReceivedRows& received,
+                               MatrixView<float> results) {
+  if (received.round == 0) TakeLayerHints(layer);
   GroupByExpert(received.experts);
   selections_by_layer_[static_cast<size_t>(layer)] +=
       static_cast<int64_t>(received.experts.size());
@@ -103,8 +108,9 @@ absl::Status MoeLayer::Compute(int32_t layer, const ActivationView& form,
   x.data = const_cast<std::byte*>(received.rows.data);
   x.rows = received.num_rows;
   x.stride = received.rows.stride_bytes / BytesOf(form.dtype);
-  return provider_.Visit(
-      layer, needs_, [&](std::span<const ReadyExpert> ready) {
+  return provider_.VisitRound(
+      {layer, received.round, received.rounds}, needs_,
+      [&](std::span<const ReadyExpert> ready) {
         work_.clear();
         for (const ReadyExpert& expert : ready) {
           const ExpertNeed& need = needs_[static_cast<size_t>(expert.need)];

@@ -34,12 +34,13 @@ class MoeLayer {
 
   // All must outlive the layer object.
   MoeLayer(TokenExchange& exchange, ExpertProvider& provider, ExpertFfn& ffn,
-           int32_t num_layers, int32_t num_experts, Hints hints);
+           int32_t num_moe_layers, int32_t num_experts, Hints hints);
 
   // A step of so many tokens begins, whose records have been exchanged: hands
   // the hints for the first layers to the provider.
   void BeginStep(int64_t tokens_of_all_ranks);
 
+  // layer: among the MoE layers, as everywhere here.
   // rows: this rank's tokens, as they enter the experts.
   // out: [tokens, hidden], overwritten with the weighted sum of the experts.
   // Errors: as TokenExchange::Run(), ExpertProvider::Visit().
@@ -63,6 +64,7 @@ class MoeLayer {
   // Merges what all ranks foretold for `layer`, which `of_rank` gives per rank.
   void TakeHints(int32_t layer, int32_t distance,
                  absl::FunctionRef<std::span<const Fp16>(Rank)> of_rank);
+  void TakeLayerHints(int32_t layer);
   void GroupByExpert(std::span<const int32_t> experts);
 
   TokenExchange& exchange_;

@@ -135,4 +135,15 @@ absl::Status AgreeOnStatus(Transport& transport, const absl::Status& mine,
   return absl::OkStatus();
 }
 
+absl::StatusOr<bool> AnyRank(Transport& transport, bool mine,
+                             absl::Duration timeout) {
+  const auto flag = static_cast<uint8_t>(mine);
+  PORTOLAN_ASSIGN_OR_RETURN(
+      const MessageMemory memory,
+      AllGather(transport, std::as_bytes(std::span(&flag, 1)),
+                WaitContext{.phase = "start", .timeout = timeout}));
+  const auto world = static_cast<size_t>(transport.world_size());
+  return std::ranges::count(memory.As<uint8_t>().first(world), 1) > 0;
+}
+
 }  // namespace portolan

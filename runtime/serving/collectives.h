@@ -29,4 +29,9 @@ absl::StatusOr<std::string> BroadcastFromRoot(Transport& transport,
 absl::Status AgreeOnStatus(Transport& transport, const absl::Status& mine,
                            absl::Duration timeout);
 
+// Whether any rank says so; all get the same answer.
+// Errors: as Transport::AllToAllV().
+absl::StatusOr<bool> AnyRank(Transport& transport, bool mine,
+                             absl::Duration timeout);
+
 }  // namespace portolan

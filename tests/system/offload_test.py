@@ -45,6 +45,33 @@ class ExactnessTest(unittest.TestCase):
                            mpi_ranks=ranks), reference)
 
 
+class JobTest(unittest.TestCase):
+    def stats(self, flags, mpi_ranks=None):
+        with tempfile.TemporaryDirectory() as directory:
+            file = pathlib.Path(directory) / "stats.json"
+            portolan.generate(BUILD, PROMPTS, [*FLAGS, *flags, "--stats", file],
+                              mpi_ranks=mpi_ranks)
+            return json.loads(file.read_text())
+
+    def test_a_budget_may_hold_all_experts_of_one_rank_only(self):
+        # Of 256 experts the third of three ranks owns 80, the others 88.
+        for mpi_ranks, flags in ((None, ["--ranks", "3"]), (3, [])):
+            with self.subTest(mpi_ranks=mpi_ranks):
+                stats = self.stats([*flags, "--expert-memory", "9072KiB"],
+                                   mpi_ranks)
+                self.assertGreater(stats["misses"], 0)
+
+    def test_an_exchange_in_rounds_counts_an_expert_once_a_layer(self):
+        flags = ["--ranks", "2", "--batch", "16", "--policy", "lru",
+                 "--expert-memory", "25%"]
+        counts = []
+        for memory in ("256MiB", "64KiB"):
+            stats = self.stats([*flags, "--exchange-memory", memory])
+            counts.append(stats["hits"] + stats["late"] + stats["misses"])
+        self.assertEqual(*counts)
+        self.assertGreater(counts[0], 500)
+
+
 class BudgetTest(unittest.TestCase):
     @classmethod
     def setUpClass(cls):

@@ -92,6 +92,14 @@ int ModelConfig::num_moe_layers() const {
   return static_cast<int>(std::ranges::count(moe_layers, true));
 }
 
+std::vector<int32_t> ModelConfig::MoeLayers() const {
+  std::vector<int32_t> layers;
+  for (int32_t layer = 0; layer < num_layers; ++layer) {
+    if (IsMoeLayer(layer)) layers.push_back(layer);
+  }
+  return layers;
+}
+
 absl::StatusOr<ModelConfig> ParseModelConfig(const std::string& file,
                                              std::string_view text) {
   PORTOLAN_ASSIGN_OR_RETURN(const nlohmann::json object,

@@ -89,6 +89,9 @@ struct ModelConfig {
     return moe_layers[static_cast<size_t>(layer)];
   }
   int num_moe_layers() const;
+  // The layers with experts, rising. Experts, exchange, hints, traces and
+  // history count layers by the index into it.
+  std::vector<int32_t> MoeLayers() const;
 };
 
 // Reads the text of a config.json; `file` is for messages.
