@@ -1,6 +1,5 @@
 #include "experts/expert_pack.h"
 
-#include <fcntl.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -13,6 +12,7 @@
 #include "absl/strings/str_format.h"
 #include "experts/hash64.h"
 #include "experts/pack_header.h"
+#include "experts/replacing_file.h"
 #include "runtime/base/aligned_buffer.h"
 #include "runtime/base/check.h"
 #include "runtime/base/status_macros.h"
@@ -20,67 +20,13 @@
 namespace portolan {
 namespace {
 
-// A file under a temporary name, which vanishes unless it is committed.
-class TemporaryFile {
- public:
-  explicit TemporaryFile(const std::string& path)
-      : path_(path),
-        temporary_(absl::StrCat(path, ".tmp-", getpid())),
-        fd_(open(temporary_.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC,
-                 0644)) {}
-  TemporaryFile(const TemporaryFile&) = delete;
-  TemporaryFile& operator=(const TemporaryFile&) = delete;
-  ~TemporaryFile() {
-    if (fd_ >= 0) close(fd_);
-    if (fd_ >= 0 && !committed_) unlink(temporary_.c_str());
-  }
-
-  bool is_open() const { return fd_ >= 0; }
-
-  absl::Status Error() const {
-    const int error = errno;
-    const std::string message =
-        absl::StrCat("cannot write ", temporary_, ": ", std::strerror(error));
-    if (error == ENOSPC || error == EDQUOT) {
-      return absl::ResourceExhaustedError(
-          absl::StrCat(message, "; free space or name another --pack-dir"));
-    }
-    return absl::UnavailableError(message);
-  }
-
-  absl::Status Write(uint64_t offset, std::span<const std::byte> bytes) {
-    while (!bytes.empty()) {
-      const ssize_t written =
-          pwrite(fd_, bytes.data(), bytes.size(), static_cast<off_t>(offset));
-      if (written < 0 && errno == EINTR) continue;
-      if (written < 0) return Error();
-      bytes = bytes.subspan(static_cast<size_t>(written));
-      offset += static_cast<uint64_t>(written);
-    }
-    return absl::OkStatus();
-  }
-
-  // Hands pages to the disk, so that a large pack does not fill the memory.
-  void Flush(uint64_t end) {
-    sync_file_range(fd_, 0, static_cast<off_t>(end), SYNC_FILE_RANGE_WRITE);
-    posix_fadvise(fd_, 0, static_cast<off_t>(end), POSIX_FADV_DONTNEED);
-  }
-
-  absl::Status Commit() {
-    if (fsync(fd_) != 0) return Error();
-    if (rename(temporary_.c_str(), path_.c_str()) != 0) return Error();
-    committed_ = true;
-    return absl::OkStatus();
-  }
-
- private:
-  const std::string path_;
-  const std::string temporary_;
-  const int fd_;
-  bool committed_ = false;
-};
-
 constexpr uint64_t kFlushBytes = 64 << 20;
+
+absl::Status WithRemedy(const absl::Status& written) {
+  if (!absl::IsResourceExhausted(written)) return written;
+  return absl::ResourceExhaustedError(absl::StrCat(
+      written.message(), "; free space or name another --pack-dir"));
+}
 
 constexpr char kExtension[] = ".portolan-pack";
 
@@ -138,8 +84,8 @@ absl::Status WritePack(
   PORTOLAN_CHECK(slot_bytes > 0 && slot_bytes % kDirectAlignment == 0);
   PORTOLAN_ASSIGN_OR_RETURN(const AlignedBuffer slot,
                             AlignedBuffer::Allocate(slot_bytes));
-  TemporaryFile file(path);
-  if (!file.is_open()) return file.Error();
+  ReplacingFile file(path);
+  PORTOLAN_RETURN_IF_ERROR(WithRemedy(file.Create()));
 
   const int64_t total = int64_t{identity.num_layers} * identity.num_experts;
   std::vector<uint64_t> hashes;
@@ -150,13 +96,14 @@ absl::Status WritePack(
                       static_cast<int32_t>(i % identity.num_experts)};
     PORTOLAN_RETURN_IF_ERROR(source.Read(id, slot.bytes()));
     hashes.push_back(Hash64(slot.bytes(), identity.fingerprint));
-    PORTOLAN_RETURN_IF_ERROR(file.Write(end, slot.bytes()));
+    PORTOLAN_RETURN_IF_ERROR(WithRemedy(file.Write(end, slot.bytes())));
     end += slot_bytes;
     if (end - flushed >= kFlushBytes) file.Flush(flushed = end);
     progress(i + 1, total);
   }
-  PORTOLAN_RETURN_IF_ERROR(file.Write(0, EncodePackHeader(identity, hashes)));
-  return file.Commit();
+  PORTOLAN_RETURN_IF_ERROR(
+      WithRemedy(file.Write(0, EncodePackHeader(identity, hashes))));
+  return WithRemedy(file.Commit());
 }
 
 absl::StatusOr<std::unique_ptr<PackFormat>> PackFormat::Open(

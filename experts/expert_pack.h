@@ -60,9 +60,8 @@ std::string FindPack(const std::string& model_dir, const std::string& pack_dir,
                      uint64_t fingerprint,
                      WeightFormat format = WeightFormat::kBf16);
 
-// Writes all experts to `path`: into a temporary file beside it, which replaces
-// `path` at the end only, so that no half file ever bears the name. Called
-// again after an interruption it starts anew. `progress` counts experts.
+// Writes all experts to `path` by way of a ReplacingFile. Called again after an
+// interruption it starts anew. `progress` counts experts.
 // Errors: those of `source`; kResourceExhausted (disk full), kUnavailable,
 // naming the file. The temporary file is gone after an error.
 absl::Status WritePack(

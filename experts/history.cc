@@ -1,14 +1,11 @@
 #include "experts/history.h"
 
-#include <fcntl.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <array>
 #include <cerrno>
 #include <cmath>
-#include <cstdio>
 #include <fstream>
+#include <iterator>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -16,6 +13,7 @@
 #include "experts/byte_codec.h"
 #include "experts/hash64.h"
 #include "experts/predictor_adaptive.h"
+#include "experts/replacing_file.h"
 #include "runtime/base/memory_available.h"
 #include "runtime/base/status_macros.h"
 #include "runtime/base/units.h"
@@ -252,21 +250,15 @@ bool History::ParseBody(ByteReader& in, MapFormat format) {
 }
 
 absl::Status History::Save(const std::string& path) const {
-  const std::string part = path + ".part";
   const std::string bytes = Serialize();
-  std::FILE* const file = std::fopen(part.c_str(), "wb");
-  const auto failed = [&](int error) {
-    std::remove(part.c_str());
-    return absl::ErrnoToStatus(error,
-                               absl::StrCat("cannot write the history ", path));
-  };
-  if (file == nullptr) return failed(errno);
-  bool whole = std::fwrite(bytes.data(), 1, bytes.size(), file) == bytes.size();
-  whole = whole && std::fflush(file) == 0 && fsync(fileno(file)) == 0;
-  const int error = errno;
-  if (std::fclose(file) != 0 || !whole) return failed(whole ? errno : error);
-  if (std::rename(part.c_str(), path.c_str()) != 0) return failed(errno);
-  return absl::OkStatus();
+  ReplacingFile file(path);
+  absl::Status status = file.Create();
+  if (status.ok()) status = file.Write(0, std::as_bytes(std::span(bytes)));
+  if (status.ok()) status = file.Commit();
+  if (status.ok()) return status;
+  return absl::Status(
+      status.code(),
+      absl::StrCat("cannot write the history ", path, ": ", status.message()));
 }
 
 absl::Status History::Load(const std::string& path) {

@@ -94,8 +94,9 @@ class History {
   // Of the adaptive predictor: by context, then layer.
   std::vector<Mixer>& mixers() { return mixers_; }
 
-  // Writes to a new file beside `path` and renames it: a reader finds the old
-  // file or the new one, never half of one. Errors: naming the file.
+  // Writes by way of a ReplacingFile: a reader finds the old file or the new
+  // one, never half of one, and of two writers the last one stays. Errors:
+  // naming the file.
   absl::Status Save(const std::string& path) const;
 
   // Replaces the content. A compact history takes an exact file too. Errors,

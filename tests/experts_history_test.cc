@@ -1,7 +1,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 
 #include <algorithm>
+#include <csignal>
 #include <filesystem>
 #include <fstream>
 #include <span>
@@ -257,11 +259,17 @@ TEST_F(HistoryFileTest, ASmallerStoreTakesTheNewestRecords) {
 
 TEST_F(HistoryFileTest, AWriteThatFailsLeavesTheOldFile) {
   ASSERT_TRUE(Experienced().Save(path_).ok());
-  // Where the new file would begin there is a directory.
-  std::filesystem::create_directories(path_ + ".part");
+  // No file may grow beyond a few bytes, as on a full disk.
+  std::signal(SIGXFSZ, SIG_IGN);
+  rlimit old{};
+  getrlimit(RLIMIT_FSIZE, &old);
+  const rlimit limit{.rlim_cur = 10, .rlim_max = old.rlim_max};
+  setrlimit(RLIMIT_FSIZE, &limit);
+  const absl::Status status = History(kShape).Save(path_);
+  setrlimit(RLIMIT_FSIZE, &old);
 
-  EXPECT_FALSE(History(kShape).Save(path_).ok());
-
+  EXPECT_FALSE(status.ok());
+  EXPECT_THAT(std::string(status.message()), testing::HasSubstr(path_));
   History loaded(kShape);
   ASSERT_TRUE(loaded.Load(path_).ok());
   EXPECT_EQ(loaded.Serialize(), Experienced().Serialize());
