@@ -40,17 +40,26 @@ absl::StatusOr<DirectFile> DirectFile::Open(const std::string& path,
 DirectFile::DirectFile(DirectFile&& other) noexcept
     : fd_(std::exchange(other.fd_, -1)),
       path_(std::move(other.path_)),
-      mode_(other.mode_) {}
+      mode_(other.mode()) {}
 
 DirectFile& DirectFile::operator=(DirectFile&& other) noexcept {
   std::swap(fd_, other.fd_);
   std::swap(path_, other.path_);
-  std::swap(mode_, other.mode_);
+  const Mode mode = mode_;
+  mode_ = other.mode();
+  other.mode_ = mode;
   return *this;
 }
 
 DirectFile::~DirectFile() {
   if (fd_ >= 0) close(fd_);
+}
+
+void DirectFile::LeaveDirect() const {
+  const int flags = fcntl(fd_, F_GETFL);
+  if (flags < 0 || fcntl(fd_, F_SETFL, flags & ~O_DIRECT) != 0) return;
+  static_cast<void>(posix_fadvise(fd_, 0, 0, POSIX_FADV_RANDOM));
+  mode_ = Mode::kBuffered;
 }
 
 int64_t DirectFile::Size() const {

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -21,7 +22,8 @@ constexpr uint64_t AlignUp(uint64_t value) {
 }
 
 // A file opened for reading past the page cache. Where the file system refuses
-// O_DIRECT, pages are dropped after each read instead. Movable; thread-safe.
+// O_DIRECT, at the opening or later, pages are dropped after each read instead.
+// Movable; thread-safe.
 class DirectFile {
  public:
   enum class Mode { kDirect, kBuffered };
@@ -37,7 +39,11 @@ class DirectFile {
 
   int fd() const { return fd_; }
   const std::string& path() const { return path_; }
-  Mode mode() const { return mode_; }
+  Mode mode() const { return mode_.load(std::memory_order_relaxed); }
+
+  // Reads through the page cache from now on: for a file system that lets a
+  // file be opened with O_DIRECT and then refuses to read it so (EINVAL).
+  void LeaveDirect() const;
 
   // Bytes in the file now, -1 if the system does not say.
   int64_t Size() const;
@@ -51,7 +57,7 @@ class DirectFile {
 
   int fd_ = -1;
   std::string path_;
-  Mode mode_ = Mode::kDirect;
+  mutable std::atomic<Mode> mode_ = Mode::kDirect;
 };
 
 }  // namespace portolan

@@ -1,6 +1,7 @@
 #include "experts/file_expert_source.h"
 
 #include <algorithm>
+#include <cerrno>
 #include <cstring>
 #include <utility>
 
@@ -81,7 +82,8 @@ void FileExpertSource::Submit(const ChunkRead& read) {
              .needed_end = std::min(end, segment.needed_end),
              .got = 0,
              .to = read.landing.data() + segment.landing_offset + skip,
-             .short_reads = 0};
+             .short_reads = 0,
+             .direct = false};
     Start(static_cast<size_t>(free - pending_.begin()));
     return;
   }
@@ -89,11 +91,13 @@ void FileExpertSource::Submit(const ChunkRead& read) {
 }
 
 void FileExpertSource::Start(size_t index) {
-  const Pending& pending = pending_[index];
+  Pending& pending = pending_[index];
+  const DirectFile& file = format_->files()[pending.file];
+  pending.direct = file.mode() == DirectFile::Mode::kDirect;
   // After a short read the rest starts at a multiple of the alignment again.
   const uint64_t skip = AlignDown(pending.got);
   reader_->Submit(
-      {.fd = format_->files()[pending.file].fd(),
+      {.fd = file.fd(),
        .offset = pending.begin + skip,
        .to = {pending.to + skip, pending.end - pending.begin - skip},
        .tag = index});
@@ -118,6 +122,10 @@ bool FileExpertSource::Advance(size_t index, int64_t result,
                                absl::Status* status) {
   Pending& pending = pending_[index];
   const DirectFile& file = format_->files()[pending.file];
+  if (result == -EINVAL && pending.direct) {
+    if (file.mode() == DirectFile::Mode::kDirect) file.LeaveDirect();
+    if (file.mode() == DirectFile::Mode::kBuffered) return false;
+  }
   if (result < 0) {
     *status = Failed(pending, -result);
     return true;

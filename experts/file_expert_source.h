@@ -61,6 +61,7 @@ class FileExpertSource final : public ChunkedSource {
     uint64_t got = 0;
     std::byte* to = nullptr;  // where `begin` lands
     int short_reads = 0;
+    bool direct = false;  // read with O_DIRECT
   };
 
   int32_t ChunksOf(const FileSegment& segment) const;

@@ -10,6 +10,8 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "experts/pread_reader.h"
 #include "runtime/base/check.h"
 
 namespace portolan {
@@ -52,13 +54,15 @@ absl::StatusOr<std::unique_ptr<FileReader>> UringReader::Create(int depth) {
     return absl::UnimplementedError(
         absl::StrCat("no eventfd for io_uring: ", std::strerror(errno)));
   }
-  return std::unique_ptr<FileReader>(new UringReader(depth, std::move(ring)));
+  std::unique_ptr<UringReader> reader(new UringReader(depth, std::move(ring)));
+  if (!reader->ArmWake()) {
+    return absl::UnimplementedError("this system refuses io_uring's reads");
+  }
+  return reader;
 }
 
 UringReader::UringReader(int depth, std::unique_ptr<Ring> ring)
-    : depth_(depth), ring_(std::move(ring)) {
-  ArmWake();
-}
+    : depth_(depth), ring_(std::move(ring)) {}
 
 UringReader::~UringReader() {
   // The kernel writes to memory that the caller frees after us.
@@ -67,36 +71,65 @@ UringReader::~UringReader() {
 }
 
 void UringReader::Submit(const FileRead& read) {
+  if (rest_ != nullptr) return rest_->Submit(read);
   PORTOLAN_CHECK(under_way_ < depth_);
   io_uring_sqe* entry = io_uring_get_sqe(&ring_->ring);
   PORTOLAN_CHECK(entry != nullptr);
   io_uring_prep_read(entry, read.fd, read.to.data(),
                      static_cast<unsigned>(read.to.size()), read.offset);
   io_uring_sqe_set_data64(entry, read.tag);
-  ++under_way_;
-  SubmitAll();
+  if (SubmitAll()) {
+    ++under_way_;
+    return;
+  }
+  // Nobody shall read it later.
+  io_uring_prep_nop(entry);
+  LeaveRing();
+  rest_->Submit(read);
 }
 
-void UringReader::ArmWake() {
+bool UringReader::ArmWake() {
   io_uring_sqe* entry = io_uring_get_sqe(&ring_->ring);
   PORTOLAN_CHECK(entry != nullptr);
   io_uring_prep_read(entry, ring_->event, &ring_->event_value,
                      sizeof(ring_->event_value), 0);
   io_uring_sqe_set_data64(entry, kWakeTag);
-  SubmitAll();
+  return SubmitAll();
 }
 
-void UringReader::SubmitAll() {
+bool UringReader::SubmitAll() {
   // EAGAIN and EBUSY (short of kernel memory) pass; entries stay queued.
   while (io_uring_sq_ready(&ring_->ring) > 0) {
     const int result = io_uring_submit(&ring_->ring);
-    PORTOLAN_CHECK(result >= 0 || result == -EAGAIN || result == -EBUSY ||
-                   result == -EINTR);
+    refused_ =
+        result < 0 && result != -EAGAIN && result != -EBUSY && result != -EINTR;
+    if (refused_) return false;
   }
+  return true;
+}
+
+void UringReader::LeaveRing() {
+  constexpr absl::Duration kPause = absl::Microseconds(100);
+  while (under_way_ > 0) {
+    // The kernel may refuse to wait as well; reads come in all the same.
+    io_uring_cqe* first = nullptr;
+    if (io_uring_wait_cqe(&ring_->ring, &first) < 0) absl::SleepFor(kPause);
+    Reap(last_);
+  }
+  rest_ = std::make_unique<PreadReader>(depth_);
+  rest_view_.store(rest_.get(), std::memory_order_release);
+  rest_->Wake();  // for one that came just before
 }
 
 void UringReader::Wait(absl::Duration timeout,
                        std::vector<FileReadDone>& done) {
+  if (rest_ == nullptr && refused_) LeaveRing();
+  if (rest_ != nullptr) {
+    const bool has_any = !last_.empty();
+    done.insert(done.end(), last_.begin(), last_.end());
+    last_.clear();
+    return rest_->Wait(has_any ? absl::ZeroDuration() : timeout, done);
+  }
   if (Reap(done) || timeout <= absl::ZeroDuration()) return;
   io_uring_cqe* first = nullptr;
   if (timeout == absl::InfiniteDuration()) {
@@ -125,7 +158,7 @@ bool UringReader::Reap(std::vector<FileReadDone>& done) {
     }
   }
   io_uring_cq_advance(&ring_->ring, num_entries);
-  if (woken) ArmWake();
+  if (woken && !refused_) ArmWake();
   return num_entries > 0;
 }
 
@@ -134,6 +167,8 @@ void UringReader::Wake() {
   // Fails only if the counter is full, and then a wake-up is due anyway.
   const ssize_t written = write(ring_->event, &one, sizeof(one));
   static_cast<void>(written);
+  FileReader* const rest = rest_view_.load(std::memory_order_acquire);
+  if (rest != nullptr) rest->Wake();
 }
 
 }  // namespace portolan

@@ -1,16 +1,24 @@
 #include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
+#include <cstddef>
+#include <cstdint>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <iterator>
 #include <memory>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -250,20 +258,24 @@ class ShortReadTest : public ::testing::Test {
  protected:
   ShortReadTest() : path_(dir_.File("weights")) { WriteFile(path_, 400000); }
 
-  absl::Status Load(std::vector<int64_t> results) {
-    FileExpertSource source(
-        std::make_unique<RangeFormat>(path_, 1, DirectFile::Mode::kBuffered),
-        std::make_unique<FakeReader>(std::move(results)),
-        /*chunk_bytes=*/1 << 20);
+  absl::Status Load(std::vector<int64_t> results,
+                    DirectFile::Mode mode = DirectFile::Mode::kBuffered) {
+    FileExpertSource source(std::make_unique<RangeFormat>(path_, 1, mode),
+                            std::make_unique<FakeReader>(std::move(results)),
+                            /*chunk_bytes=*/1 << 20);
     const AlignedBuffer staging =
         *AlignedBuffer::Allocate(source.staging_bytes());
     slot_.assign(RangeFormat::kRange, std::byte{0});
-    return LoadExpert(source, {0, 0}, staging.bytes(), slot_);
+    const absl::Status status =
+        LoadExpert(source, {0, 0}, staging.bytes(), slot_);
+    name_ = source.name();
+    return status;
   }
 
   TempDir dir_;
   std::string path_;
   std::vector<std::byte> slot_;
+  std::string name_;  // of the source, after the load
 };
 
 TEST_F(ShortReadTest, AShortReadGoesOnBehindWhatCame) {
@@ -284,6 +296,116 @@ TEST_F(ShortReadTest, AnIoErrorIsUnavailableNamingFileOffsetAndExpert) {
   EXPECT_THAT(std::string(status.message()),
               HasSubstr("reading expert L0/E0 from " + path_ +
                         ", bytes 0..301234: Input/output error"));
+}
+
+TEST_F(ShortReadTest, AFileThatIsNotReadDirectlyIsReadThroughThePageCache) {
+  if (DirectFile::Open(path_)->mode() != DirectFile::Mode::kDirect) {
+    GTEST_SKIP() << "the file system refuses O_DIRECT at once";
+  }
+  ASSERT_TRUE(Load({-EINVAL, 1 << 20}, DirectFile::Mode::kDirect).ok());
+
+  EXPECT_EQ(slot_[0], ByteAt(RangeFormat::Begin(0)));
+  EXPECT_THAT(name_, HasSubstr("buffered"));
+  // What is refused both ways is an error.
+  EXPECT_TRUE(
+      absl::IsUnavailable(Load({-EINVAL, -EINVAL}, DirectFile::Mode::kDirect)));
+}
+
+TEST(DirectFileTest, LeavingDirectReadsAnyRangeOfTheOpenFile) {
+  const TempDir dir;
+  WriteFile(dir.File("weights"), 10000);
+  const auto file = DirectFile::Open(dir.File("weights"));
+  ASSERT_TRUE(file.ok());
+
+  file->LeaveDirect();
+
+  EXPECT_EQ(file->mode(), DirectFile::Mode::kBuffered);
+  std::byte odd[3];
+  ASSERT_EQ(pread(file->fd(), odd, sizeof(odd), 777), 3);
+  EXPECT_EQ(odd[2], ByteAt(779));
+}
+
+// Has the kernel refuse a system call to this thread and those that it starts.
+bool Refuse(int64_t call, uint32_t error) {
+  sock_filter filter[] = {
+      BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, nr)),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, static_cast<uint32_t>(call), 0, 1),
+      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | error),
+      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW)};
+  const sock_fprog program{.len = std::size(filter), .filter = filter};
+  return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 &&
+         prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0;
+}
+
+void ExpectReads(FileExpertSource& source, int expert) {
+  const AlignedBuffer staging =
+      *AlignedBuffer::Allocate(source.staging_bytes());
+  std::vector<std::byte> slot(RangeFormat::kRange);
+  const absl::Status status =
+      LoadExpert(source, {0, expert}, staging.bytes(), slot);
+  ASSERT_TRUE(status.ok()) << status;
+  for (uint64_t i = 0; i < slot.size(); ++i) {
+    ASSERT_EQ(slot[i], ByteAt(RangeFormat::Begin(expert) + i)) << i;
+  }
+}
+
+class RefusedUringTest : public ::testing::Test {
+ protected:
+  RefusedUringTest() : path_(dir_.File("weights")) { WriteFile(path_, 700000); }
+
+  FileExpertSource Source(FileReaderKind kind) {
+    return {std::make_unique<RangeFormat>(path_, 2, DirectFile::Mode::kDirect),
+            *MakeFileReader(kind, 3), /*chunk_bytes=*/64 << 10};
+  }
+
+  TempDir dir_;
+  std::string path_;
+};
+
+TEST_F(RefusedUringTest, ThreadsReadWhereItIsRefused) {
+  std::jthread([&] {  // the filter ends with it
+    ASSERT_TRUE(Refuse(__NR_io_uring_setup, EPERM));
+    EXPECT_TRUE(absl::IsUnimplemented(
+        MakeFileReader(FileReaderKind::kUring, 3).status()));
+
+    FileExpertSource source = Source(FileReaderKind::kAuto);
+
+    EXPECT_THAT(source.name(), HasSubstr("pread"));
+    ExpectReads(source, 0);
+    ExpectReads(source, 1);
+  });
+}
+
+TEST_F(RefusedUringTest, ThreadsReadWhereASandboxAllowsTheRingAndNoReads) {
+  std::jthread([&] {
+    ASSERT_TRUE(Refuse(__NR_io_uring_enter, EPERM));
+
+    FileExpertSource source = Source(FileReaderKind::kAuto);
+
+    EXPECT_THAT(source.name(), HasSubstr("pread"));
+    ExpectReads(source, 0);
+  });
+}
+
+TEST_F(RefusedUringTest, ThreadsReadOnWhenTheKernelTakesNoMoreReads) {
+  if (!MakeFileReader(FileReaderKind::kUring, 3).ok()) {
+    GTEST_SKIP() << "io_uring is refused here";
+  }
+  std::jthread([&] {
+    FileExpertSource source = Source(FileReaderKind::kUring);
+    ExpectReads(source, 0);
+    EXPECT_THAT(source.name(), HasSubstr("io_uring"));
+
+    ASSERT_TRUE(Refuse(__NR_io_uring_enter, ENOMEM));
+
+    ExpectReads(source, 1);
+    ExpectReads(source, 0);
+    EXPECT_THAT(source.name(), HasSubstr("pread"));
+    source.Wake();
+    std::vector<ChunkDone> done;
+    source.Wait(absl::InfiniteDuration(), done);
+    EXPECT_TRUE(done.empty());
+  });
 }
 
 TEST(DirectFileTest, AMissingFileIsNotFoundByName) {
