@@ -39,7 +39,6 @@ absl::Status CheckPolicyName(std::string_view name) {
 
 std::unique_ptr<CachePolicy> MakePolicy(std::string_view name,
                                         const PolicyShape& shape,
-                                        const PolicyOptions& /*options*/,
                                         const History* history) {
   if (name == "all-layer") return MakeAllLayerPolicy(shape);
   if (name == "lru") return MakeLruPolicy(shape);

@@ -20,6 +20,7 @@ std::span<const std::string_view> PolicyNames();
 // Errors: kInvalidArgument naming --policy and the names there are.
 absl::Status CheckPolicyName(std::string_view name);
 
+// Of predictors.
 struct PolicyOptions {
   int32_t distance = 3;  // d: layers ahead that hints reach, >= 1
 };
@@ -28,7 +29,6 @@ struct PolicyOptions {
 // gives `pin` its profile; it is read here only.
 std::unique_ptr<CachePolicy> MakePolicy(std::string_view name,
                                         const PolicyShape& shape,
-                                        const PolicyOptions& options,
                                         const History* history);
 
 // The source's side, or null if the policy foretells nothing. `history` must

@@ -106,11 +106,6 @@ class AllLayerPolicy final : public HintedPolicy {
            "ahead only in part";
   }
 
-  void OnBeginLayer(int32_t layer, std::span<const ExpertNeed> /*needs*/,
-                    absl::Time /*now*/) override {
-    layer_ = layer;
-  }
-
   // First in, first out: only arrival counts.
   void OnAccess(ExpertId /*id*/, AccessKind /*kind*/, int32_t /*num_rows*/,
                 absl::Time /*now*/) override {}

@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "experts/memory_budget.h"
+#include "experts/ownership.h"
 #include "experts/policy_ablation.h"
 #include "experts/policy_oracle.h"
 #include "experts/replay_feed.h"
@@ -69,7 +70,6 @@ class Run {
   Future FutureOf(const Node& node) const;
   std::unique_ptr<CachePolicy> PolicyOf(const Node& node,
                                         const PolicyShape& shape,
-                                        const PolicyOptions& options,
                                         const History* history) const;
   void BeginStep(const TraceStep& step);
   void PlayLayer(const TraceStep& step, int32_t layer);
@@ -149,11 +149,9 @@ Future Run::FutureOf(const Node& node) const {
 
 std::unique_ptr<CachePolicy> Run::PolicyOf(const Node& node,
                                            const PolicyShape& shape,
-                                           const PolicyOptions& options,
                                            const History* history) const {
   if (policy_ == kOracle) return MakeOraclePolicy(shape, FutureOf(node));
-  std::unique_ptr<CachePolicy> policy =
-      MakePolicy(policy_, shape, options, history);
+  std::unique_ptr<CachePolicy> policy = MakePolicy(policy_, shape, history);
   if (!ablation_.any()) return policy;
   return MakeAblatedPolicy(ablation_, std::move(policy),
                            MakeOraclePolicy(shape, FutureOf(node)));
@@ -174,7 +172,7 @@ void Run::BuildNodes(const PolicyOptions& options,
     const PolicyShape cache =
         ShapeOf(node, std::max(kMinSlots, budget.num_slots));
     node.cache = std::make_unique<SimulatedCache>(
-        cache, PolicyOf(node, cache, options, history), link_, chunk_bytes_);
+        cache, PolicyOf(node, cache, history), link_, chunk_bytes_);
     if (budget.resident()) node.cache->LoadAll();
     if (policy_ != kOracle) {
       node.predictor = MakePredictor(policy_, shape, options, history_);
@@ -317,6 +315,7 @@ ReplayResult Run::Collect() const {
   for (const Node& node : nodes_) {
     result.ranks.push_back(node.cache->metrics());
     result.total.Merge(result.ranks.back());
+    result.loads += node.cache->loads();
     if (node.predictor != nullptr) {
       MergePredictions(node.predictor->metrics(), result.predictions);
     }
@@ -343,12 +342,6 @@ absl::StatusOr<std::vector<MemoryBudget>> BudgetsOf(
 }
 
 }  // namespace
-
-int32_t FirstOwnedExpert(int32_t rank, int32_t num_ranks, int32_t num_experts) {
-  // The first e with e * num_ranks / num_experts >= rank.
-  return static_cast<int32_t>(
-      (static_cast<int64_t>(rank) * num_experts + num_ranks - 1) / num_ranks);
-}
 
 absl::StatusOr<ReplayResult> Replay(const Trace& trace, std::string_view policy,
                                     const ReplayOptions& options,

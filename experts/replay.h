@@ -36,15 +36,12 @@ struct ReplayResult {
   absl::Duration time = absl::ZeroDuration();
   absl::Duration compute = absl::ZeroDuration();  // the same without any stall
   std::vector<PredictionMetrics> predictions;     // merged over ranks
-  std::string notice;                             // of the policy, or empty
+  int64_t loads = 0;   // that came over the links whole, of all ranks
+  std::string notice;  // of the policy, or empty
 
   // Time lost to experts: what all ranks together waited for the slowest.
   absl::Duration lost() const { return time - compute; }
 };
-
-// The experts of a layer that a rank owns without a placement: those from
-// FirstOwnedExpert(rank) up to that of the next rank.
-int32_t FirstOwnedExpert(int32_t rank, int32_t num_ranks, int32_t num_experts);
 
 // Runs one policy ("oracle" included, and "adaptive+eviction" and the like, see
 // policy_ablation.h) over a trace in simulated time: the union

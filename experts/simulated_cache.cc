@@ -69,6 +69,7 @@ void SimulatedCache::Arrive(uint64_t tag) {
   const auto index = static_cast<size_t>(tag);
   --chunks_on_link_;
   if (--chunks_left_[index] > 0) return;
+  ++loads_;
   const auto experts = static_cast<size_t>(shape_.num_experts);
   const ExpertId id{static_cast<int32_t>(index / experts),
                     static_cast<int32_t>(index % experts)};

@@ -23,6 +23,8 @@ class SimulatedCache {
   const PolicyDriver& driver() const { return driver_; }
   ExpertMetrics metrics() const;
   absl::Time now() const { return now_; }
+  // That have come over the link whole.
+  int64_t loads() const { return loads_; }
 
   // Begins with every owned expert resident, which counts as no demand.
   // Requires as many slots, and nothing loaded.
@@ -78,6 +80,7 @@ class SimulatedCache {
   int32_t used_slots_ = 0;
   int64_t start_bytes_ = 0;  // of LoadAll()
   int64_t chunks_on_link_ = 0;
+  int64_t loads_ = 0;
 };
 
 }  // namespace portolan

@@ -182,8 +182,7 @@ absl::Status RankRuntime::WireExperts() {
   PORTOLAN_ASSIGN_OR_RETURN(std::unique_ptr<ChunkedSource> source,
                             OpenExpertSource(shape));
   std::unique_ptr<CachePolicy> policy =
-      MakePolicy(options_.policy, shape,
-                 {.distance = options_.prefetch_distance}, history_.get());
+      MakePolicy(options_.policy, shape, history_.get());
   if (!policy->notice().empty()) Notice(policy->notice());
   hint_merge_ = policy->hint_merge();
   const ExpertCache::Options cache{.slot_bytes = shape.expert_bytes,

@@ -5,11 +5,13 @@
 #include <deque>
 #include <map>
 #include <memory>
+#include <numeric>
 #include <random>
 #include <thread>
 #include <utility>
 #include <vector>
 
+#include "absl/time/clock.h"
 #include "experts/expert_cache.h"
 #include "experts/policy_lru.h"
 #include "tests/experts_fake_source.h"
@@ -458,6 +460,31 @@ TEST(ExpertCacheTest, ClosesWithReadsUnderWay) {
   harness.reset();
 }
 
+void ExpectAllComputed(Harness& harness) {
+  std::vector<int32_t> all(kExperts);
+  std::iota(all.begin(), all.end(), 0);
+  for (int layer = 0; layer < kLayers; ++layer) {
+    const auto groups = harness.Visit(layer, all);
+    ASSERT_TRUE(groups.ok()) << groups.status();
+    EXPECT_THAT(Flatten(*groups), ::testing::UnorderedElementsAreArray(all));
+  }
+}
+
+// What came from the source is what the metrics tell, once the last read ahead
+// is in.
+void ExpectLoadsAreCounted(Harness& harness) {
+  const auto counted = [&] {
+    const ExpertMetrics metrics = harness.cache->metrics();
+    return (metrics.demand_bytes + metrics.prefetch_bytes()) /
+           int64_t{kFakeSlotBytes};
+  };
+  const absl::Time deadline = absl::Now() + absl::Seconds(30);
+  while (counted() != harness.source->loads() && absl::Now() < deadline) {
+    std::this_thread::yield();
+  }
+  EXPECT_EQ(counted(), harness.source->loads());
+}
+
 // Eight threads visit random layers while reads fail now and then: every need
 // is computed once with its own weights, or the visit ends with the error.
 TEST(ExpertCacheTest, KeepsItsInvariantsUnderStress) {
@@ -507,7 +534,15 @@ TEST(ExpertCacheTest, KeepsItsInvariantsUnderStress) {
     threads.clear();
     const ExpertMetrics metrics = harness.cache->metrics();
     EXPECT_EQ(metrics.hits + metrics.late + metrics.misses, needed);
-    EXPECT_EQ(metrics.demand_bytes % int64_t{kFakeSlotBytes}, 0);
+    EXPECT_EQ(harness.source->double_reads(), 0);
+    for (int32_t layer = 0; layer < kLayers; ++layer) {
+      for (int32_t expert = 0; expert < kExperts; ++expert) {
+        harness.source->Fail({layer, expert}, absl::OkStatus(), 0);
+      }
+    }
+    // Nothing is left leased or half read: every expert has its turn.
+    ExpectAllComputed(harness);
+    ExpectLoadsAreCounted(harness);
     EXPECT_LE(harness.cache->counters().occupied_bytes_peak,
               harness.cache->budget_bytes());
   }

@@ -55,6 +55,14 @@ class FakeSource final : public ChunkedSource {
   void Submit(const ChunkRead& read) override ABSL_LOCKS_EXCLUDED(mu_) {
     {
       MutexLock lock(mu_);
+      for (const ChunkRead& other : pending_) {
+        // Of one expert there is one load at a time, into one place.
+        if (other.id == read.id &&
+            (other.chunk == read.chunk ||
+             other.landing.data() != read.landing.data())) {
+          ++double_reads_;
+        }
+      }
       submitted_.push_back(read);
       pending_.push_back(read);
     }
@@ -125,6 +133,20 @@ class FakeSource final : public ChunkedSource {
     return finished_[id];
   }
 
+  // Of all experts.
+  int64_t loads() ABSL_LOCKS_EXCLUDED(mu_) {
+    MutexLock lock(mu_);
+    int64_t loads = 0;
+    for (const auto& [id, times] : finished_) loads += times;
+    return loads;
+  }
+
+  // Chunks that were asked for while another load of the expert was under way.
+  int double_reads() ABSL_LOCKS_EXCLUDED(mu_) {
+    MutexLock lock(mu_);
+    return double_reads_;
+  }
+
   size_t num_submitted() ABSL_LOCKS_EXCLUDED(mu_) {
     MutexLock lock(mu_);
     return submitted_.size();
@@ -161,6 +183,7 @@ class FakeSource final : public ChunkedSource {
       ABSL_GUARDED_BY(mu_);
   std::map<ExpertId, int> finished_ ABSL_GUARDED_BY(mu_);
   int allowed_ ABSL_GUARDED_BY(mu_) = 0;
+  int double_reads_ ABSL_GUARDED_BY(mu_) = 0;
   bool woken_ ABSL_GUARDED_BY(mu_) = false;
 };
 

@@ -46,7 +46,7 @@ class Bench {
   Bench(std::string_view name, int32_t num_slots,
         const History* history = nullptr)
       : shape_(Shape(num_slots)),
-        policy_(MakePolicy(name, shape_, {}, history)),
+        policy_(MakePolicy(name, shape_, history)),
         residence_(shape_.num_ids(), Residence::kAbsent) {
     policy_->OnBeginStep(1, kNow);
   }
@@ -317,7 +317,7 @@ TEST(AdaptivePolicyTest, GivesUpTheJustUsedBeforeTheEquallyLikelyAhead) {
 // Runs `steps` steps of random needs; `foretell` says what the hints claim.
 absl::Duration StallUnder(std::string_view policy, int steps, int64_t* wasted,
                           float claim) {
-  SimulatedCache cache(Shape(8), MakePolicy(policy, Shape(8), {}, nullptr),
+  SimulatedCache cache(Shape(8), MakePolicy(policy, Shape(8), nullptr),
                        *ParseLinkSpec("1GB/s,50us"), 40000);
   std::mt19937 random(3);
   absl::Duration stall;
@@ -391,7 +391,7 @@ TEST(LruShadowTest, MissesWhatLruMissesWhateverTheStepsNeed) {
   for (const int32_t slots : {4, 8, 16}) {
     for (const int32_t per_layer : {1, 2, 5}) {
       const PolicyShape shape = Shape(slots);
-      SimulatedCache cache(shape, MakePolicy("lru", shape, {}, nullptr),
+      SimulatedCache cache(shape, MakePolicy("lru", shape, nullptr),
                            *ParseLinkSpec("1GB/s,50us"), 100000);
       LruShadow shadow(shape);
       std::mt19937 random(static_cast<unsigned>(slots + per_layer));
@@ -427,7 +427,7 @@ TEST(LruShadowTest, MissesWhatLruMissesWhateverTheStepsNeed) {
 double HitRateOfBatches(std::string_view policy, int32_t num_slots,
                         int32_t per_layer) {
   SimulatedCache cache(Shape(num_slots),
-                       MakePolicy(policy, Shape(num_slots), {}, nullptr),
+                       MakePolicy(policy, Shape(num_slots), nullptr),
                        *ParseLinkSpec("1GB/s,50us"), 40000);
   for (int step = 0; step < 200; ++step) {
     cache.driver().BeginStep(per_layer, cache.now());
