@@ -1,10 +1,10 @@
 #include "experts/memory_budget.h"
 
 #include <algorithm>
-#include <cmath>
+#include <optional>
 
+#include "absl/numeric/int128.h"
 #include "absl/status/status.h"
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "runtime/base/check.h"
 #include "runtime/base/status_macros.h"
@@ -15,6 +15,31 @@ namespace {
 
 absl::string_view View(std::string_view text) {
   return {text.data(), text.size()};
+}
+
+// Exact, as floating point is not: 29 % of 100 are 29.
+struct Share {
+  uint64_t part = 0;
+  uint64_t whole = 100;
+};
+
+// "12.5", above 0 and up to 100; nullopt if it is something else.
+std::optional<Share> ParsePercent(std::string_view text) {
+  constexpr size_t kMostDigits = 15;
+  Share share;
+  bool fraction = false;
+  size_t digits = 0;
+  for (const char c : text) {
+    if (c == '.' && !fraction) {
+      fraction = true;
+      continue;
+    }
+    if (c < '0' || c > '9' || ++digits > kMostDigits) return std::nullopt;
+    share.part = 10 * share.part + static_cast<uint64_t>(c - '0');
+    if (fraction) share.whole *= 10;
+  }
+  if (share.part == 0 || share.part > share.whole) return std::nullopt;
+  return share;
 }
 
 absl::Status BadSize(std::string_view text) {
@@ -28,13 +53,12 @@ absl::StatusOr<int64_t> SlotsOf(std::string_view text, int64_t owned_experts,
                                 int64_t slot_bytes) {
   if (text == "all") return owned_experts;
   if (text.ends_with('%')) {
-    double percent = 0;
-    if (!absl::SimpleAtod(View(text.substr(0, text.size() - 1)), &percent) ||
-        !(percent > 0 && percent <= 100)) {
-      return BadSize(text);
-    }
-    return static_cast<int64_t>(
-        std::floor(percent / 100 * static_cast<double>(owned_experts)));
+    const std::optional<Share> share =
+        ParsePercent(text.substr(0, text.size() - 1));
+    if (!share) return BadSize(text);
+    return static_cast<int64_t>(absl::uint128(share->part) *
+                                static_cast<uint64_t>(owned_experts) /
+                                share->whole);
   }
   const absl::StatusOr<int64_t> bytes = ParseBytes(text);
   if (!bytes.ok() || *bytes < 0) return BadSize(text);

@@ -288,7 +288,8 @@ absl::StatusOr<std::unique_ptr<TraceWriter>> TraceWriter::Create(
   if (!WriteAll(file, std::as_bytes(std::span(kMagic)))) {
     return writer->GiveUp("cannot write the trace", errno);
   }
-  writer->size_ = static_cast<int64_t>(kMagic.size());
+  static_assert(kMagic.size() == kMagicBytes);
+  writer->size_ = kMagicBytes;
   Encode(header, writer->payload_);
   PORTOLAN_RETURN_IF_ERROR(writer->WriteBlock(kHeaderBlock));
   return writer;
@@ -299,15 +300,21 @@ absl::Status TraceWriter::GiveUp(std::string_view what, int error) {
   if (ftruncate(file_, size_) != 0) errno = 0;
   close(file_);
   file_ = -1;
+  const std::string message =
+      absl::StrCat(absl::string_view(what.data(), what.size()), " ", path_);
   return absl::ErrnoToStatus(
-      error, absl::StrCat(absl::string_view(what.data(), what.size()), " ",
-                          path_, " after ", size_,
-                          " bytes; recording ends here, the run goes on"));
+      error, has_header() ? absl::StrCat(message, " after ", size_,
+                                         " bytes; recording ends here, the "
+                                         "run goes on")
+                          : message);
 }
 
 absl::Status TraceWriter::WriteBlock(uint32_t kind) {
   const auto payload = payload_.bytes();
-  PORTOLAN_CHECK(payload.size() <= UINT32_MAX);
+  if (payload.size() > UINT32_MAX) {
+    return GiveUp("a block of 4 GiB or more does not fit into the trace",
+                  EFBIG);
+  }
   const BlockHead head{.kind = kind,
                        .bytes = static_cast<uint32_t>(payload.size()),
                        .checksum = Hash64(payload, kind)};
@@ -315,7 +322,9 @@ absl::Status TraceWriter::WriteBlock(uint32_t kind) {
   std::memcpy(block_.data(), &head, sizeof(head));
   std::memcpy(block_.data() + sizeof(head), payload.data(), payload.size());
   if (!WriteAll(file_, block_)) {
-    return GiveUp("cannot append to the trace", errno);
+    return GiveUp(
+        has_header() ? "cannot append to the trace" : "cannot write the trace",
+        errno);
   }
   size_ += static_cast<int64_t>(block_.size());
   return absl::OkStatus();

@@ -69,7 +69,7 @@ struct TraceStep {
   int64_t step = 0;
   std::vector<TraceSlice> slices = {};
   std::vector<int32_t> token_ids = {};  // [num_tokens]
-  std::vector<Fp16> contexts = {};      // [slices, hidden]; see context.h
+  std::vector<Fp16> contexts = {};  // [slices, hidden]; see sequence_context.h
   std::vector<TraceLayer> layers = {};  // [num_layers]
   float tail_s = 0;  // after the last layer: head, sampling, next batch
 
@@ -80,7 +80,7 @@ struct TraceStep {
 class TraceWriter {
  public:
   // Creates or overwrites `path` and writes the header.
-  // Errors: as open() and write() say, naming the file.
+  // Errors: as open() and write() say, naming the file: nothing is recorded.
   static absl::StatusOr<std::unique_ptr<TraceWriter>> Create(
       std::string path, const TraceHeader& header);
   ~TraceWriter();
@@ -101,8 +101,11 @@ class TraceWriter {
 
   absl::Status WriteBlock(uint32_t kind);  // of payload_
   absl::Status GiveUp(std::string_view what, int error);
+  bool has_header() const { return size_ > kMagicBytes; }
   void CollectNewRows(const TraceStep& step,
                       MatrixView<const float> embeddings);
+
+  static constexpr int64_t kMagicBytes = 8;
 
   const std::string path_;
   int file_;  // -1 once given up

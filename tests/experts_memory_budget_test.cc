@@ -31,6 +31,16 @@ TEST(MemoryBudgetTest, AShareIsOfTheOwnedExpertsAndRoundsDown) {
   EXPECT_EQ(Slots("12.5%"), 32);
   EXPECT_EQ(Slots("1%"), 2);
   EXPECT_EQ(Slots("33%", 10), 3);
+  EXPECT_EQ(Slots("12.50%"), 32);
+  EXPECT_EQ(Slots(".5%", 1000), 5);
+  EXPECT_EQ(Slots("99.999999999999%"), 255);
+}
+
+// In floating point 29 % of 100 are 28.999..., 58 are 57.99...
+TEST(MemoryBudgetTest, EveryWholePercentOfAHundredIsThatMany) {
+  for (int64_t percent = 2; percent <= 100; ++percent) {
+    EXPECT_EQ(Slots(std::to_string(percent) + "%", 100), percent);
+  }
 }
 
 TEST(MemoryBudgetTest, BytesBuyWholeSlotsAndNeverMoreThanOwned) {
@@ -57,8 +67,9 @@ TEST(MemoryBudgetTest, ARankOfOneExpertNeedsOneSlotAndAnEmptyRankNone) {
 }
 
 TEST(MemoryBudgetTest, NonsenseIsRefusedNamingTheFlag) {
-  for (const char* text : {"", "some", "0%", "-5%", "101%", "%", "12 apples",
-                           "nan%", "-1", "1e99GB"}) {
+  for (const char* text :
+       {"", "some", "0%", "-5%", "101%", "%", "12 apples", "nan%", "-1",
+        "1.2.3%", ".%", "+5%", " 5%", "1e99GB"}) {
     const auto budget = PlanExpertMemory(text, 256, kSlot);
     ASSERT_TRUE(absl::IsInvalidArgument(budget.status())) << text;
     EXPECT_THAT(std::string(budget.status().message()),
