@@ -481,6 +481,40 @@ TEST_F(CoordinatorFaultsTest, AQuotaBindsOneClient) {
   EXPECT_THAT(second.status.error_message(), HasSubstr("--client-requests"));
 }
 
+TEST_F(CoordinatorFaultsTest, StreamsOfAClientAreBounded) {
+  options_.hub.max_client_streams = 2;
+  Start();
+  const std::string id = Submit().response.request_id();
+  auto first = std::make_unique<Stream>(*this, id, 0);
+  Stream second(*this, Request());
+  ASSERT_TRUE(first->Read());
+  ASSERT_TRUE(second.Read());
+
+  Stream watch(*this, id, 0);
+  Stream generate(*this, Request());
+  watch.ReadAll();
+  generate.ReadAll();
+
+  for (const Stream* refused : {&watch, &generate}) {
+    EXPECT_EQ(refused->status.error_code(),
+              grpc::StatusCode::RESOURCE_EXHAUSTED);
+    EXPECT_THAT(refused->status.error_message(), HasSubstr("--client-streams"));
+  }
+  EXPECT_EQ(Stats().accepted(), 2u) << "what is refused is not accepted";
+  // One that ends makes room for another.
+  first->Cancel();
+  first->ReadAll();
+  bool admitted = false;
+  while (!admitted) {
+    Stream again(*this, id, 0);
+    admitted = again.Read();
+    if (!admitted) {
+      ASSERT_EQ(again.status.error_code(),
+                grpc::StatusCode::RESOURCE_EXHAUSTED);
+    }
+  }
+}
+
 TEST_F(CoordinatorFaultsTest, AWatcherThatDoesNotReadHoldsUpNobody) {
   Start();
   const auto rank = AttachedRank();

@@ -36,6 +36,8 @@ struct HubOptions {
   Retention retention = {};
   absl::Duration heartbeat = absl::Seconds(1);
   int64_t max_held_tokens = 1 << 16;
+  // Calls of Generate and Watch that one client may have open; 0: no limit.
+  int64_t max_client_streams = 1000;
   std::string version = {};
 };
 
@@ -102,6 +104,7 @@ class RequestHub {
  private:
   struct Watcher {
     std::shared_ptr<ClientStream> stream;
+    std::string client;
     int64_t seq = 0;  // 0: not known yet
     int64_t offset = 0;
     bool owner = false;  // the Generate call itself
@@ -183,7 +186,10 @@ class RequestHub {
       const std::string& name) const;
 
   // Watchers.
-  Watcher* AddWatcher(std::shared_ptr<ClientStream> stream, bool owner);
+  Watcher* AddWatcher(std::shared_ptr<ClientStream> stream,
+                      const std::string& client, bool owner);
+  // Errors: kResourceExhausted if its client has too many, this one included.
+  absl::Status CheckStreams(const Watcher& watcher) const;
   void Follow(Watcher* watcher, int64_t seq, const Caller& caller,
               std::string id);
   void AttachWatcher(Watcher* watcher, Tracked& tracked);
@@ -236,6 +242,7 @@ class RequestHub {
   std::mt19937_64 random_;
   std::unordered_map<int64_t, Tracked> tracked_;
   std::unordered_map<const ClientStream*, Watcher> watchers_;
+  std::unordered_map<std::string, int64_t> num_streams_;  // by client
   std::unordered_map<const RankStream*, Session> sessions_;
   std::unordered_map<uint64_t, Session*> sessions_by_id_;
   std::vector<v1::ModelIdentity> models_;

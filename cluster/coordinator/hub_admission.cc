@@ -69,7 +69,9 @@ void RequestHub::Generate(Caller caller, v1::GenerateRequest request,
   absl::Status valid = ValidateGenerate(request, options_.limits);
   Post([this, caller = std::move(caller), request = std::move(request),
         stream = std::move(stream), valid = std::move(valid)]() mutable {
-    Watcher* watcher = AddWatcher(std::move(stream), /*owner=*/true);
+    Watcher* watcher =
+        AddWatcher(std::move(stream), caller.client, /*owner=*/true);
+    if (valid.ok()) valid = CheckStreams(*watcher);
     if (!valid.ok()) {
       telemetry_.Rejected(caller.client, caller.request_id, valid);
       return EndWatcher(watcher, std::move(valid));

@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "cluster/coordinator/hub.h"
 
 namespace portolan {
@@ -25,12 +26,27 @@ absl::Status EndStatus(const v1::Finish& finish) {
 }  // namespace
 
 RequestHub::Watcher* RequestHub::AddWatcher(
-    std::shared_ptr<ClientStream> stream, bool owner) {
+    std::shared_ptr<ClientStream> stream, const std::string& client,
+    bool owner) {
   const ClientStream* key = stream.get();
   Watcher& watcher = watchers_[key];
   watcher.stream = std::move(stream);
+  watcher.client = client;
+  ++num_streams_[client];
   watcher.owner = owner;
   return &watcher;
+}
+
+absl::Status RequestHub::CheckStreams(const Watcher& watcher) const {
+  const int64_t most = options_.max_client_streams;
+  if (most == 0 || num_streams_.at(watcher.client) <= most) {
+    return absl::OkStatus();
+  }
+  return WithRetryInfo(
+      absl::ResourceExhaustedError(absl::StrCat(
+          "client '", watcher.client, "' has ", most,
+          " calls of Generate and Watch open, its limit (--client-streams)")),
+      kRetryNoSlot);
 }
 
 void RequestHub::Watch(Caller caller, v1::WatchRequest request,
@@ -38,7 +54,9 @@ void RequestHub::Watch(Caller caller, v1::WatchRequest request,
   absl::Status valid = ValidateWatch(request);
   Post([this, caller = std::move(caller), request = std::move(request),
         stream = std::move(stream), valid = std::move(valid)]() mutable {
-    Watcher* watcher = AddWatcher(std::move(stream), /*owner=*/false);
+    Watcher* watcher =
+        AddWatcher(std::move(stream), caller.client, /*owner=*/false);
+    if (valid.ok()) valid = CheckStreams(*watcher);
     if (!valid.ok()) return EndWatcher(watcher, std::move(valid));
     watcher->offset = request.from_offset();
     const ClientStream* key = watcher->stream.get();
@@ -124,6 +142,8 @@ void RequestHub::DropWatcher(Watcher* watcher) {
   if (Tracked* tracked = FindTracked(seq); tracked != nullptr) {
     tracked->watchers.erase(watcher);
   }
+  const auto streams = num_streams_.find(watcher->client);
+  if (--streams->second == 0) num_streams_.erase(streams);
   watchers_.erase(watcher->stream.get());
   // A stop keeps what clients wait for, and they come back.
   if (seq == 0 || stopping_) return;

@@ -5,8 +5,10 @@
 #include <grpcpp/health_check_service_interface.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <cstdint>
 #include <cstdio>
 #include <future>
 #include <nlohmann/json.hpp>
@@ -34,6 +36,9 @@ constexpr int kKeepaliveTimeoutMs = 5'000;
 constexpr int kMinPingMs = 1'000;
 // A connection that says nothing is closed after it.
 constexpr int kHandshakeMs = 10'000;
+// On one connection, beyond those of a client's limit: calls that end at once,
+// and those that the limit refuses. What exceeds it waits in the client.
+constexpr int64_t kMoreCalls = 1000;
 
 class RunningCoordinator final : public Coordinator {
  public:
@@ -132,6 +137,11 @@ absl::Status RunningCoordinator::Listen(const CoordinatorOptions& options) {
       GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, kMinPingMs);
   builder.AddChannelArgument(GRPC_ARG_SERVER_HANDSHAKE_TIMEOUT_MS,
                              kHandshakeMs);
+  if (const int64_t streams = options.hub.max_client_streams; streams > 0) {
+    builder.AddChannelArgument(
+        GRPC_ARG_MAX_CONCURRENT_STREAMS,
+        static_cast<int>(std::min<int64_t>(streams + kMoreCalls, INT32_MAX)));
+  }
   for (const auto& service : services_) builder.RegisterService(service.get());
   server_ = builder.BuildAndStart();
   if (server_ == nullptr) {
@@ -258,6 +268,9 @@ absl::Status CoordinatorOptions::Validate() const {
       listen.rfind(':') == std::string::npos) {
     return absl::InvalidArgumentError(absl::StrCat(
         "--listen ", listen, ": give HOST:PORT (port 0: any free one)"));
+  }
+  if (hub.max_client_streams < 0) {
+    return absl::InvalidArgumentError("--client-streams must be at least 0");
   }
   PORTOLAN_RETURN_IF_ERROR(security.Validate(listen));
   PORTOLAN_RETURN_IF_ERROR(security.ValidateHttp(http));
