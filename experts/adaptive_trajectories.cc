@@ -9,9 +9,11 @@ constexpr int64_t kStoreInterval = 4;  // steps
 
 }  // namespace
 
-Trajectories::Trajectories(const PredictorShape& shape, ExpertMapStore& store)
+Trajectories::Trajectories(const PredictorShape& shape, ExpertMapStore& store,
+                           Histogram& scores)
     : shape_(shape),
       store_(store),
+      scores_(scores),
       tokens_(kTokens, Trajectory(store)),
       first_embedding_(static_cast<size_t>(shape.hidden)),
       row_(static_cast<size_t>(shape.num_experts)) {}
@@ -61,6 +63,7 @@ void Trajectories::Extend(const LayerObservation& observation) {
     for (size_t e = 0; e < experts; ++e) kept[e] = row[e] * scale;
     trajectory.search.Extend(observation.layer, kept);
     trajectory.match = trajectory.search.Best();
+    if (trajectory.match) scores_.Add(trajectory.match->similarity);
   }
 }
 

@@ -13,12 +13,14 @@ namespace portolan::adaptive {
 // The search for past iterations that go as the first tokens of a step do,
 // layer by layer; every few steps one is stored. A search costs records *
 // experts a layer and token, so it is made for no more than kTokens.
-// Thread-compatible; `store` must outlive it.
+// Thread-compatible; `store` and `scores` must outlive it.
 class Trajectories {
  public:
   static constexpr size_t kTokens = 4;
 
-  Trajectories(const PredictorShape& shape, ExpertMapStore& store);
+  // `scores` gets the cosines of the best matches.
+  Trajectories(const PredictorShape& shape, ExpertMapStore& store,
+               Histogram& scores);
 
   // first_embedding: of the step's first token, [hidden].
   void BeginStep(std::span<const float> first_embedding, size_t num_tokens);
@@ -48,6 +50,7 @@ class Trajectories {
 
   const PredictorShape shape_;
   ExpertMapStore& store_;
+  Histogram& scores_;
   std::vector<Trajectory> tokens_;  // of the first num_tokens_
   size_t num_tokens_ = 0;
   int64_t steps_ = 0;

@@ -25,6 +25,9 @@ void ExpertMetrics::Merge(const ExpertMetrics& other) {
   prefetch_used_bytes += other.prefetch_used_bytes;
   prefetch_wasted_bytes += other.prefetch_wasted_bytes;
   prefetch_resident_bytes += other.prefetch_resident_bytes;
+  prefetches_used += other.prefetches_used;
+  prefetches_late += other.prefetches_late;
+  prefetches_wasted += other.prefetches_wasted;
 }
 
 double PredictionMetrics::Precision() const {

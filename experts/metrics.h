@@ -27,6 +27,12 @@ struct ExpertMetrics {
   int64_t prefetch_wasted_bytes = 0;    // evicted unused
   int64_t prefetch_resident_bytes = 0;  // resident and unused as yet
 
+  // Reads ahead by what became of them; those that are resident and unused as
+  // yet are in none.
+  int64_t prefetches_used = 0;    // complete when needed
+  int64_t prefetches_late = 0;    // on their way when needed
+  int64_t prefetches_wasted = 0;  // evicted unused
+
   int64_t accesses() const { return hits + late + misses; }
   // Of needed experts; 0 without any.
   double HitRate() const;

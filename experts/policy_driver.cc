@@ -57,6 +57,9 @@ AccessKind PolicyDriver::Classify(ExpertId id) {
     metrics_.prefetch_used_bytes += shape_.expert_bytes;
     if (residence_[index] == Residence::kResident) {
       metrics_.prefetch_resident_bytes -= shape_.expert_bytes;
+      ++metrics_.prefetches_used;
+    } else {
+      ++metrics_.prefetches_late;
     }
   }
   switch (residence_[index]) {
@@ -144,6 +147,7 @@ void PolicyDriver::OnEvicted(ExpertId id, absl::Time now) {
   if (status_[index].origin == Origin::kPrefetchUnused) {
     metrics_.prefetch_resident_bytes -= shape_.expert_bytes;
     metrics_.prefetch_wasted_bytes += shape_.expert_bytes;
+    ++metrics_.prefetches_wasted;
   }
   status_[index].origin = Origin::kDemand;
   PassLayer(index);

@@ -31,4 +31,9 @@ void PredictionScore::Count(std::span<const float> expected,
       [&](int32_t e) { return tokens[static_cast<size_t>(e)] > 0; });
 }
 
+Histogram MatchScoreHistogram() {
+  return Histogram({0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9,
+                    0.925, 0.95, 0.975, 0.99});
+}
+
 }  // namespace portolan

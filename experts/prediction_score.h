@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "experts/metrics.h"
+#include "runtime/base/histogram.h"
 
 namespace portolan {
 
@@ -28,5 +29,9 @@ class PredictionScore {
   PredictionMetrics metrics_;
   std::vector<int32_t> order_;
 };
+
+// Empty, for Predictor::match_scores(): finest near 1, where the matches of use
+// lie.
+Histogram MatchScoreHistogram();
 
 }  // namespace portolan

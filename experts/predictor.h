@@ -8,6 +8,7 @@
 
 #include "experts/metrics.h"
 #include "runtime/base/fp16.h"
+#include "runtime/base/histogram.h"
 #include "runtime/base/matrix_view.h"
 
 namespace portolan {
@@ -100,6 +101,10 @@ class Predictor {
 
   // Precision and recall so far, by source and distance.
   virtual std::vector<PredictionMetrics> metrics() const { return {}; }
+
+  // Cosines of the best match of each search for an expert map, whether by
+  // embedding or by trajectory; null if the predictor searches none.
+  virtual const Histogram* match_scores() const { return nullptr; }
 };
 
 }  // namespace portolan

@@ -65,6 +65,7 @@ class AdaptivePredictor final : public Predictor {
   void EndStep() override;
   void EndSequence(int64_t sequence) override;
   std::vector<PredictionMetrics> metrics() const override;
+  const Histogram* match_scores() const override { return &match_scores_; }
 
  private:
   // What the mixers said of a token that they learn from, by place: a layer,
@@ -132,6 +133,7 @@ class AdaptivePredictor final : public Predictor {
   std::vector<float> expected_;     // [2 * num_layers, num_experts]
   std::vector<Lesson> lessons_;     // the first num_lessons_ are in use
   size_t num_lessons_ = 0;
+  Histogram match_scores_ = MatchScoreHistogram();
   Trajectories trajectories_;
   Lesson pending_;  // about the next step
   Lesson due_;      // about this one, from the last
@@ -155,7 +157,7 @@ AdaptivePredictor::AdaptivePredictor(const PredictorShape& shape,
       history_(history),
       expected_(2 * layers_ * experts_),
       lessons_(kLearnTokens),
-      trajectories_(shape, history.iterations()),
+      trajectories_(shape, history.iterations(), match_scores_),
       scores_(shape.num_layers, shape.num_experts, shape.top_k),
       inputs_(kNumInputs * experts_),
       probabilities_(experts_),
@@ -217,6 +219,7 @@ void AdaptivePredictor::SearchSemantic(SequenceUse& state) {
   history_.sequences().NearestEmbeddings(state.context.vector(), kNeighbours,
                                          matches_);
   if (matches_.empty()) return;
+  match_scores_.Add(matches_.front().similarity);
   std::ranges::fill(state.semantic, 0.0f);
   float sum = 0;
   for (const ExpertMapStore::Match& match : matches_) {

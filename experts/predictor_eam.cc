@@ -99,6 +99,8 @@ class EamPredictor final : public Predictor {
     return {score_.metrics()};
   }
 
+  const Histogram* match_scores() const override { return &match_scores_; }
+
  private:
   struct Slice {
     Activation* activation = nullptr;
@@ -127,6 +129,7 @@ class EamPredictor final : public Predictor {
     }
     const auto match = search_.Best();
     if (!match) return;
+    match_scores_.Add(match->similarity);
     for (int32_t layer = 0; layer < shape_.num_layers; ++layer) {
       store_.CopyRow(match->record, layer, row_);
       const size_t cell = static_cast<size_t>(layer) * experts_;
@@ -157,6 +160,7 @@ class EamPredictor final : public Predictor {
   std::vector<float> row_;       // [num_experts]
   std::vector<int32_t> tokens_;  // [num_experts]
   PredictionScore score_;
+  Histogram match_scores_ = MatchScoreHistogram();
 };
 
 }  // namespace

@@ -51,6 +51,7 @@ class FmoePredictor final : public Predictor {
                         track.embedding.begin());
       const auto match = store_.MatchEmbedding(track.embedding);
       if (!match) continue;
+      match_scores_.Add(match->similarity);
       for (int32_t layer = 0; layer < std::min(distance_[0], shape_.num_layers);
            ++layer) {
         Select(*match, layer);
@@ -68,7 +69,10 @@ class FmoePredictor final : public Predictor {
       Normalise(observation.probabilities.Row(static_cast<int64_t>(i)), row);
       track.search.Extend(observation.layer, row);
       if (target >= shape_.num_layers) continue;
-      if (const auto match = track.search.Best()) Select(*match, target);
+      if (const auto match = track.search.Best()) {
+        match_scores_.Add(match->similarity);
+        Select(*match, target);
+      }
     }
   }
 
@@ -103,6 +107,8 @@ class FmoePredictor final : public Predictor {
   std::vector<PredictionMetrics> metrics() const override {
     return {semantic_.metrics(), trajectory_.metrics()};
   }
+
+  const Histogram* match_scores() const override { return &match_scores_; }
 
  private:
   std::span<MapScore> Scores(int32_t layer) {
@@ -169,6 +175,7 @@ class FmoePredictor final : public Predictor {
   std::vector<int32_t> tokens_;
   PredictionScore semantic_;
   PredictionScore trajectory_;
+  Histogram match_scores_ = MatchScoreHistogram();
 };
 
 }  // namespace

@@ -95,6 +95,10 @@ AgentProtocol::Options Registration(const ServiceOptions& options,
   registration.capacity.set_max_sequences(SequencesInHand(options.job.batch));
   registration.capacity.set_kv_tokens(
       static_cast<uint64_t>(rank.kv().num_pages() * kPageTokens));
+  registration.capacity.set_kv_page_tokens(kPageTokens);
+  registration.capacity.set_kv_dtype(
+      options.job.activations == ActivationDtype::kF32 ? "float32"
+                                                       : "bfloat16");
   registration.defaults = ToProto(
       SettleRequest({}, options.wishes, model.config, kDefaultMaxTokens));
   return registration;
@@ -120,6 +124,15 @@ class Meter {
         static_cast<uint64_t>(experts.prefetch_used_bytes));
     metrics.set_expert_prefetch_wasted_bytes(
         static_cast<uint64_t>(experts.prefetch_wasted_bytes));
+    metrics.set_expert_prefetches_used(
+        static_cast<uint64_t>(experts.prefetches_used));
+    metrics.set_expert_prefetches_late(
+        static_cast<uint64_t>(experts.prefetches_late));
+    metrics.set_expert_prefetches_wasted(
+        static_cast<uint64_t>(experts.prefetches_wasted));
+    if (const Histogram* scores = rank_.match_scores(); scores != nullptr) {
+      *metrics.mutable_expert_map_match_score() = ToProto(*scores);
+    }
     metrics.set_expert_stall_s(absl::ToDoubleSeconds(experts.stall));
     const TransportStats traffic = transport_.stats();
     metrics.set_dispatch_bytes_out(static_cast<uint64_t>(traffic.bytes_sent));
@@ -127,6 +140,10 @@ class Meter {
         static_cast<uint64_t>(traffic.bytes_received));
     for (const int64_t selections : rank_.moe().selections_by_layer()) {
       metrics.add_selections_by_layer(static_cast<uint64_t>(selections));
+    }
+    // The same on all ranks, so one of them tells.
+    if (ToIndex(transport_.rank()) == 0) {
+      *metrics.mutable_step_tokens() = ToProto(rank_.engine().step_tokens());
     }
     *metrics.mutable_alltoall_s() = ToProto(rank_.moe().exchange_times());
     coldness = Coldness(experts);

@@ -80,6 +80,11 @@ class RankRuntime {
   std::string expert_source() const { return cache_->source_name(); }
   // Empty if the policy foretells nothing.
   std::vector<PredictionMetrics> predictions() const;
+  // Null if the policy searches no expert maps.
+  const Histogram* match_scores() const {
+    return foresight_ == nullptr ? nullptr
+                                 : foresight_->predictor().match_scores();
+  }
   const std::string& policy_name() const { return options_.policy; }
   const History& history() const { return *history_; }
   CpuPath cpu_path() const { return kernels_->path(); }

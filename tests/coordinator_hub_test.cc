@@ -195,6 +195,48 @@ TEST_F(RequestHubTest, AnEndedRequestIsReadBackFromTheStore) {
   EXPECT_EQ(info->state(), v1::REQUEST_STATE_DONE);
 }
 
+// Each way of refusing, by either call.
+TEST_F(RequestHubTest, StatsAndMetricsCountTheSameRefusals) {
+  Attach();
+  ASSERT_TRUE(Call(&RequestHub::Submit, Request(1)).ok());
+  v1::GenerateRequest invalid = Request(1);
+  invalid.mutable_params()->set_temperature(-1);
+  v1::GenerateRequest elsewhere = Request(1);
+  elsewhere.set_model("no such model");
+  v1::GenerateRequest keyed = Request(1);
+  keyed.set_idempotency_key("key");
+  ASSERT_TRUE(Call(&RequestHub::Submit, keyed).ok());
+  keyed.set_text("another prompt");
+  for (const v1::GenerateRequest& request : {invalid, elsewhere, keyed}) {
+    EXPECT_FALSE(Call(&RequestHub::Submit, request).ok());
+    const auto client = std::make_shared<FakeClient>(*hub_);
+    hub_->Generate({}, request, client);
+    EXPECT_FALSE(client->WaitForEnd().ok());
+  }
+  hub_->Drain();
+  EXPECT_FALSE(Call(&RequestHub::Submit, Request(1)).ok());
+
+  absl::StatusOr<v1::Stats> stats = absl::UnknownError("no reply");
+  std::latch replied(1);
+  hub_->GetStats([&](absl::StatusOr<v1::Stats> reply) {
+    stats = std::move(reply);
+    replied.count_down();
+  });
+  replied.wait();
+  ASSERT_TRUE(stats.ok());
+  EXPECT_EQ(stats->rejected(), 7u);
+  for (const char* line : {
+           "{code=\"INVALID_ARGUMENT\",model_name=\"tiny\"} 2",
+           "{code=\"NOT_FOUND\",model_name=\"unknown\"} 2",
+           "{code=\"ALREADY_EXISTS\",model_name=\"tiny\"} 2",
+           "{code=\"UNAVAILABLE\",model_name=\"tiny\"} 1",
+       }) {
+    EXPECT_THAT(telemetry_.MetricsText(),
+                ::testing::HasSubstr(
+                    absl::StrCat("portolan_admission_rejections_total", line)));
+  }
+}
+
 TEST_F(RequestHubTest, AStopAnswersEveryCall) {
   rank_->silent = true;
   Attach();

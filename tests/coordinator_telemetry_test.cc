@@ -39,22 +39,29 @@ TEST(TelemetryTest, CarriesTheStemsAndBucketsOfVllm) {
   const StoredRequest request = DoneRequest();
   telemetry.Accepted(request);
   telemetry.FirstToken(request, request.first_token);
-  telemetry.Tokens(request, 3, 9, absl::Milliseconds(90));
+  telemetry.Tokens(request, {.job = "job", .rank = 3, .model_name = "tiny"}, 9,
+                   absl::Milliseconds(90));
   telemetry.Ended(request);
-  telemetry.Load(4, 2, 1);
-  telemetry.Rejected("ann", "", absl::ResourceExhaustedError("full"));
+  telemetry.Load({{"tiny", {.queued = 4, .running = 2}}, {"", {.queued = 1}}},
+                 1);
+  telemetry.Rejected("ann", "", "tiny", absl::ResourceExhaustedError("full"));
 
   const std::string text = telemetry.MetricsText();
 
   for (const char* line : {
-           "portolan_num_requests_waiting 4",
-           "portolan_num_requests_running 2",
+           "portolan_num_requests_waiting{model_name=\"tiny\"} 4",
+           "portolan_num_requests_waiting{model_name=\"unknown\"} 1",
+           "portolan_num_requests_running{model_name=\"tiny\"} 2",
            "portolan_generation_tokens_total{model_name=\"tiny\"} 9",
            "portolan_prompt_tokens_total{model_name=\"tiny\"} 5",
-           "portolan_rank_tokens_total{rank=\"3\"} 9",
+           "portolan_rank_tokens_total{job=\"job\",model_name=\"tiny\",rank="
+           "\"3\"} 9",
+           "portolan_request_max_num_generation_tokens_sum{model_name="
+           "\"tiny\"} 9",
            "portolan_request_success_total{finished_reason=\"length\","
            "model_name=\"tiny\"} 1",
-           "portolan_admission_rejections_total{code=\"RESOURCE_EXHAUSTED\"} 1",
+           "portolan_admission_rejections_total{code=\"RESOURCE_EXHAUSTED\","
+           "model_name=\"tiny\"} 1",
            "portolan_time_to_first_token_seconds_bucket{model_name=\"tiny\","
            "le=\"2.5\"} 0",
            "portolan_time_to_first_token_seconds_bucket{model_name=\"tiny\","

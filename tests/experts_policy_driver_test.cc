@@ -89,6 +89,9 @@ TEST(PolicyDriverTest, CountsBytesByWhatBecameOfThem) {
   EXPECT_EQ(driver.metrics().prefetch_used_bytes, kExpertBytes);
   EXPECT_EQ(driver.metrics().prefetch_wasted_bytes, kExpertBytes);
   EXPECT_EQ(driver.metrics().prefetch_resident_bytes, kExpertBytes);
+  EXPECT_EQ(driver.metrics().prefetches_used, 1);
+  EXPECT_EQ(driver.metrics().prefetches_late, 0);
+  EXPECT_EQ(driver.metrics().prefetches_wasted, 1);
 }
 
 TEST(PolicyDriverTest, CountsALatePrefetchOnceAndAsUsed) {
@@ -101,6 +104,8 @@ TEST(PolicyDriverTest, CountsALatePrefetchOnceAndAsUsed) {
   EXPECT_EQ(driver.metrics().prefetch_used_bytes, kExpertBytes);
   EXPECT_EQ(driver.metrics().prefetch_bytes(), kExpertBytes);
   EXPECT_EQ(driver.metrics().demand_bytes, 0);
+  EXPECT_EQ(driver.metrics().prefetches_late, 1);
+  EXPECT_EQ(driver.metrics().prefetches_used, 0);
 }
 
 // The rows of a layer may come in several rounds.

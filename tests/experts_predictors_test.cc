@@ -205,6 +205,19 @@ TEST(FmoePredictorTest, AnUncertainMatchSelectsMore) {
   EXPECT_FALSE(scores[2].selected);
 }
 
+TEST(FmoePredictorTest, CountsHowGoodItsMatchesAre) {
+  History history = EmptyHistory();
+  const auto predictor = MakeFmoePredictor(kShape, 1, history);
+  TeachOneIteration(*predictor, {1, 0});
+  EXPECT_EQ(predictor->match_scores()->sum(), 0) << "nothing to match";
+
+  Step step(*predictor, {9}, {0.2f, std::sqrt(1 - 0.04f)});
+
+  EXPECT_NEAR(predictor->match_scores()->sum(), 0.2, 1e-3);
+  step.Observe(0, {0.7f, 0.2f, 0.1f, 0});
+  EXPECT_NEAR(predictor->match_scores()->sum(), 1.2, 1e-3);
+}
+
 TEST(FmoePredictorTest, WithoutHistoryForetellsNothing) {
   History history = EmptyHistory();
   const auto predictor = MakeFmoePredictor(kShape, 1, history);

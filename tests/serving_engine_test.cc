@@ -127,6 +127,18 @@ TEST(EngineTest, ACancelledSequenceFreesItsPagesAndSlotBeforeTheNextStep) {
   });
 }
 
+TEST(EngineTest, CountsTheTokensOfEachStep) {
+  OnStage(Options(), [](Stage& stage) {
+    ASSERT_TRUE(stage.engine().Add(Sampled(1, Text(10), 4)).ok());
+    stage.RunToTheEnd();
+
+    const Histogram& tokens = stage.engine().step_tokens();
+    EXPECT_EQ(tokens.sum(), 10 + 3);
+    EXPECT_EQ(tokens.counts()[0], 3u) << "a token each";
+    EXPECT_EQ(tokens.counts()[2], 1u) << "the prompt";
+  });
+}
+
 TEST(EngineTest, RoomCountsWhatSequencesMayStillGrowTo) {
   OnStage(Options(), [](Stage& stage) {
     const int64_t before = stage.engine().room().kv_tokens;

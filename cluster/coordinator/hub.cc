@@ -152,8 +152,7 @@ void RequestHub::Turn() {
     session.acks.Clear();
     Send(session, std::move(message));
   }
-  telemetry_.Load(queue_.num_queued(), queue_.num_running(),
-                  static_cast<int64_t>(sessions_.size()));
+  telemetry_.Load(queue_.loads(), static_cast<int64_t>(sessions_.size()));
   if (queue_.draining()) CheckDrained();
 }
 

@@ -128,9 +128,7 @@ class RequestHub {
     uint64_t id = 0;
     std::shared_ptr<RankStream> stream;
     bool registered = false;
-    std::string job;
-    int rank = -1;
-    uint64_t incarnation = 0;
+    RankIdentity identity;
     v1::SamplingParams defaults;
     uint64_t steps = 0;
     std::deque<v1::CoordinatorMessage> outgoing;
@@ -179,6 +177,9 @@ class RequestHub {
   // A call came for a request that an earlier one brought; `reply` gets it.
   void TakeUp(const Caller& caller, const std::string& id, bool detached,
               Accepted reply);
+  // Counts the refusal; returns `status`.
+  absl::Status Refused(const Caller& caller, const std::string& model,
+                       absl::Status status);
   absl::StatusOr<StoredRequest> Compose(const Caller& caller,
                                         v1::GenerateRequest request,
                                         bool detached);

@@ -44,12 +44,11 @@ absl::Time Deadline(absl::Time now, const v1::GenerateRequest& request,
 void RequestHub::Submit(Caller caller, v1::GenerateRequest request,
                         Reply<v1::SubmitResponse> reply) {
   absl::Status valid = ValidateGenerate(request, options_.limits);
-  if (!valid.ok()) {
-    telemetry_.Rejected(caller.client, caller.request_id, valid);
-    return reply(std::move(valid));
-  }
   Post([this, caller = std::move(caller), request = std::move(request),
-        reply = std::move(reply)]() mutable {
+        reply = std::move(reply), valid = std::move(valid)]() mutable {
+    if (!valid.ok()) {
+      return reply(Refused(caller, request.model(), std::move(valid)));
+    }
     Accept(caller, std::move(request), /*detached=*/true, nullptr,
            [this, reply = std::move(reply)](absl::StatusOr<int64_t> seq,
                                             bool existed) mutable {
@@ -73,8 +72,8 @@ void RequestHub::Generate(Caller caller, v1::GenerateRequest request,
         AddWatcher(std::move(stream), caller.client, /*owner=*/true);
     if (valid.ok()) valid = CheckStreams(*watcher);
     if (!valid.ok()) {
-      telemetry_.Rejected(caller.client, caller.request_id, valid);
-      return EndWatcher(watcher, std::move(valid));
+      return EndWatcher(watcher,
+                        Refused(caller, request.model(), std::move(valid)));
     }
     const ClientStream* key = watcher->stream.get();
     Accept(caller, std::move(request), /*detached=*/false, watcher,
@@ -91,7 +90,9 @@ void RequestHub::Generate(Caller caller, v1::GenerateRequest request,
 
 void RequestHub::Accept(const Caller& caller, v1::GenerateRequest request,
                         bool detached, Watcher* watcher, Accepted reply) {
-  if (queue_.draining() || stopping_) return reply(Stopping(), false);
+  if (queue_.draining() || stopping_) {
+    return reply(Refused(caller, request.model(), Stopping()), false);
+  }
   const std::string key = request.idempotency_key();
   if (key.empty()) {
     return AcceptNew(caller, std::move(request), detached, watcher,
@@ -108,13 +109,17 @@ void RequestHub::Accept(const Caller& caller, v1::GenerateRequest request,
       },
       [this, found, caller, request = std::move(request), detached, stream,
        reply = std::move(reply)](absl::Status status) mutable {
-        if (!status.ok()) return reply(std::move(status), false);
+        if (!status.ok()) {
+          return reply(Refused(caller, request.model(), std::move(status)),
+                       false);
+        }
         if (*found) {
           const std::string sent = request.SerializeAsString();
           if ((*found)->request.SerializeAsString() != sent) {
-            return reply(absl::AlreadyExistsError(absl::StrCat(
-                             "idempotency_key '", request.idempotency_key(),
-                             "' belongs to another request, ", (*found)->id)),
+            absl::Status other = absl::AlreadyExistsError(
+                absl::StrCat("idempotency_key '", request.idempotency_key(),
+                             "' belongs to another request, ", (*found)->id));
+            return reply(Refused(caller, request.model(), std::move(other)),
                          true);
           }
           return TakeUp(caller, (*found)->id, detached, std::move(reply));
@@ -129,20 +134,17 @@ void RequestHub::Accept(const Caller& caller, v1::GenerateRequest request,
 
 void RequestHub::AcceptNew(const Caller& caller, v1::GenerateRequest request,
                            bool detached, Watcher* watcher, Accepted reply) {
+  const std::string model = request.model();
   absl::StatusOr<StoredRequest> stored =
       Compose(caller, std::move(request), detached);
   if (!stored.ok()) {
-    totals_.set_rejected(totals_.rejected() + 1);
-    telemetry_.Rejected(caller.client, caller.request_id, stored.status());
-    return reply(std::move(stored).status(), false);
+    return reply(Refused(caller, model, std::move(stored).status()), false);
   }
   const absl::Time now = clock_.Now();
   RequestQueue::Refusal refusal = queue_.Admit(stored->queued, now);
   if (!refusal.status.ok()) {
-    totals_.set_rejected(totals_.rejected() + 1);
-    telemetry_.Rejected(caller.client, caller.request_id, refusal.status);
-    return reply(WithRetryInfo(std::move(refusal.status), refusal.retry_after),
-                 false);
+    absl::Status status = Refused(caller, model, std::move(refusal.status));
+    return reply(WithRetryInfo(std::move(status), refusal.retry_after), false);
   }
   const int64_t seq = stored->queued.seq;
   Tracked& tracked = tracked_[seq];
@@ -166,6 +168,17 @@ void RequestHub::AcceptNew(const Caller& caller, v1::GenerateRequest request,
         InsertDone(seq, std::move(status), std::move(*existing),
                    std::move(reply));
       });
+}
+
+absl::Status RequestHub::Refused(const Caller& caller, const std::string& model,
+                                 absl::Status status) {
+  // Only names of models: callers must not make series of their own.
+  const absl::StatusOr<const v1::ModelIdentity*> known = FindModel(model);
+  const bool named = known.ok() && *known != nullptr;
+  totals_.set_rejected(totals_.rejected() + 1);
+  telemetry_.Rejected(caller.client, caller.request_id,
+                      named ? (*known)->name() : "", status);
+  return status;
 }
 
 absl::StatusOr<StoredRequest> RequestHub::Compose(const Caller& caller,
@@ -300,9 +313,9 @@ void RequestHub::TakeUp(const Caller& caller, const std::string& id,
 void RequestHub::Reject(int64_t seq, const absl::Status& status) {
   const Tracked& tracked = tracked_.at(seq);
   if (!status.ok()) {
-    totals_.set_rejected(totals_.rejected() + 1);
-    telemetry_.Rejected(tracked.stored.queued.client,
-                        tracked.stored.x_request_id, status);
+    const Caller caller{.client = tracked.stored.queued.client,
+                        .request_id = tracked.stored.x_request_id};
+    (void)Refused(caller, tracked.stored.queued.model, status);
   }
   for (Watcher* watcher : tracked.watchers) watcher->seq = 0;
   QueueActions actions;

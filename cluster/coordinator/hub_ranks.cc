@@ -95,8 +95,7 @@ void RequestHub::Handle(Session& session, const v1::RankMessage& message) {
       const v1::Heartbeat& beat = message.heartbeat();
       if (beat.has_metrics()) {
         session.steps = beat.metrics().steps();
-        telemetry_.RankCounted(session.job, session.rank, session.incarnation,
-                               beat.metrics());
+        telemetry_.RankCounted(session.identity, beat.metrics());
       }
       return queue_.Heartbeat(session.id,
                               {.free_sequences = beat.free_sequences(),
@@ -149,10 +148,8 @@ void RequestHub::Register(Session& session, const v1::Register& message) {
       queue_.Register(session.id, registration, clock_.Now(), actions_);
   if (!points.ok()) return EndSession(session, std::move(points).status());
   session.registered = true;
-  session.job = registration.job;
-  session.rank = registration.rank;
-  session.incarnation = registration.incarnation;
-  telemetry_.RankAttached(registration, message.running_size());
+  session.identity = IdentityOf(message);
+  telemetry_.RankAttached(message);
   session.defaults = message.defaults();
   RememberModel(message.model());
   v1::CoordinatorMessage answer;
@@ -254,7 +251,7 @@ void RequestHub::TakeDelta(Session& session, const v1::TokenDelta& delta,
     } else {
       gap = work.now - tracked.last_token;
     }
-    telemetry_.Tokens(tracked.stored, session.rank, num_new, gap);
+    telemetry_.Tokens(tracked.stored, session.identity, num_new, gap);
     tracked.last_token = work.now;
     tracked.taken.insert(tracked.taken.end(), item.delta.token_ids().begin(),
                          item.delta.token_ids().end());
@@ -396,7 +393,14 @@ void RequestHub::EndSession(Session& session, absl::Status status) {
   if (!stopping_) queue_.Disconnected(session.id, clock_.Now());
   sessions_by_id_.erase(session.id);
   if (std::exchange(session.registered, false)) {
-    telemetry_.RankEnded(session.job, session.rank, status);
+    const RankIdentity& rank = session.identity;
+    const bool replaced =
+        std::ranges::any_of(sessions_, [&](const auto& entry) {
+          const Session& other = entry.second;
+          return other.registered && other.identity.job == rank.job &&
+                 other.identity.rank == rank.rank;
+        });
+    telemetry_.RankEnded(rank, replaced, status);
   }
   if (session.writing) {
     session.end = std::move(status);

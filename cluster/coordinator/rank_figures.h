@@ -12,36 +12,59 @@
 
 namespace portolan {
 
-// Makes series of what ranks count: sums over ranks, whose counters go on when
-// a rank begins anew, and gauges. Thread-compatible.
+// A process that is a rank of a job.
+struct RankIdentity {
+  std::string job = {};
+  int rank = 0;
+  uint64_t incarnation = 0;
+  std::string model_name = {};
+  std::string fingerprint = {};  // of the model
+};
+
+// Makes series of what ranks count: by model, sums over its ranks in all jobs,
+// whose counters go on when a rank begins anew; and gauges of ranks and jobs,
+// as long as they are attached. Thread-compatible.
 class RankFigures {
  public:
   // `registry` must outlive it.
   explicit RankFigures(prometheus::Registry& registry) : registry_(registry) {}
 
-  // The figures of a rank's heartbeat. A process begins at 0.
-  void Update(const std::string& job, int rank, uint64_t incarnation,
-              const v1::RankMetrics& metrics);
+  void Attach(const RankIdentity& rank, const v1::Capacity& capacity);
+  // The figures of an attached rank's heartbeat. A process begins at 0.
+  void Update(const RankIdentity& rank, const v1::RankMetrics& metrics);
   // Its gauges end; what it counted stays.
   void Forget(const std::string& job, int rank);
 
  private:
   using Labels = std::map<std::string, std::string>;
+  using Key = std::pair<std::string, int>;  // job, rank
   struct Last {
-    uint64_t incarnation = 0;
+    RankIdentity identity;
+    bool attached = true;
+    Labels config = {};  // of its info series; empty: none
+    // Of one that is gone, to go on from if the same process comes back.
     v1::RankMetrics metrics = {};
   };
 
+  Last& Find(const RankIdentity& rank);
   void Count(const char* name, const char* help, const Labels& labels,
              double before, double now);
-  void CountExperts(const v1::RankMetrics& before, const v1::RankMetrics& now);
-  void CountExchange(const v1::RankMetrics& before, const v1::RankMetrics& now);
-  void CountAlltoall(const v1::Histogram& before, const v1::Histogram& now);
-  void SetGauges(const std::string& job);
+  void CountHistogram(const char* name, const char* help,
+                      const std::string& model, const v1::Histogram& before,
+                      const v1::Histogram& now);
+  void CountExperts(const std::string& model, const v1::RankMetrics& before,
+                    const v1::RankMetrics& now);
+  void CountExchange(const std::string& model, const v1::RankMetrics& before,
+                     const v1::RankMetrics& now);
+  void SetGauges(const RankIdentity& changed);
+  void SetImbalance(const RankIdentity& changed);
+  void ForgetOldest();
 
   prometheus::Registry& registry_;
-  std::map<std::pair<std::string, int>, Last> ranks_;
-  std::vector<double> alltoall_bounds_;
+  std::map<Key, Last> ranks_;
+  std::vector<Key> gone_;  // oldest first
+  // The buckets of a series are those of the first rank that told any.
+  std::map<std::pair<std::string, std::string>, std::vector<double>> bounds_;
 };
 
 // Mean over layers of the busiest rank's load over the mean of all ranks;

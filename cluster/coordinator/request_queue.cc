@@ -167,6 +167,7 @@ void RequestQueue::Insert(Entry entry) {
   PORTOLAN_CHECK(inserted);
   if (it->second.request.state == RequestState::kRunning) {
     ++num_running_;
+    ++loads_[it->second.request.model_label()].running;
     SetTimer(it->second);
   } else {
     Enqueue(it->second);
@@ -180,6 +181,7 @@ void RequestQueue::Enqueue(Entry& entry) {
   } else {
     resumed_.insert(request.seq);
   }
+  ++loads_[request.model_label()].queued;
   SetTimer(entry);
 }
 
@@ -197,12 +199,17 @@ void RequestQueue::SetTimer(Entry& entry) {
 void RequestQueue::Erase(std::map<int64_t, Entry>::iterator it, bool refund) {
   const Entry& entry = it->second;
   const QueuedRequest& request = entry.request;
+  ModelLoad& load = loads_[request.model_label()];
   if (request.state == RequestState::kRunning) {
     --num_running_;
+    --load.running;
     const auto rank = ranks_.find({request.job, request.rank});
     if (rank != ranks_.end()) rank->second.running.erase(request.seq);
-  } else if (!fresh_.Remove(FlowOf(request), request.seq)) {
-    resumed_.erase(request.seq);
+  } else {
+    --load.queued;
+    if (!fresh_.Remove(FlowOf(request), request.seq)) {
+      resumed_.erase(request.seq);
+    }
   }
   if (refund) {
     fresh_.Refund(FlowOf(request), request.max_tokens - request.num_tokens);

@@ -241,6 +241,12 @@ class RequestQueue {
   const QueuedRequest* Find(int64_t seq) const;
   int64_t num_queued() const;
   int64_t num_running() const { return num_running_; }
+  struct ModelLoad {
+    int64_t queued = 0;
+    int64_t running = 0;
+  };
+  // By label of the model, of all that were ever asked for.
+  const std::map<std::string, ModelLoad>& loads() const { return loads_; }
   int64_t Position(int64_t seq) const;
   struct RankView {
     uint64_t session = 0;
@@ -339,6 +345,7 @@ class RequestQueue {
   std::map<RankKey, RankState> ranks_;
   std::map<uint64_t, RankKey> sessions_;
   int64_t num_running_ = 0;
+  std::map<std::string, ModelLoad> loads_;
   ServiceRate rate_;
   std::map<std::string, StartTimes> start_times_;  // by label of the model
 };

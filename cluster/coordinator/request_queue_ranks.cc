@@ -173,6 +173,7 @@ void RequestQueue::Requeue(int64_t seq, bool died, QueueActions& out) {
     return;
   }
   --num_running_;
+  --loads_[request.model_label()].running;
   request.state = RequestState::kQueued;
   request.job.clear();
   request.rank = -1;
@@ -338,6 +339,9 @@ void RequestQueue::Assign(Entry& entry, RankState& rank, QueueActions& out) {
   request.numerics_id = rank.info.numerics_id;
   rank.running.emplace(request.seq, ++rank.serial);
   ++num_running_;
+  ModelLoad& load = loads_[request.model_label()];
+  ++load.running;
+  --load.queued;
   SetTimer(entry);
   // What has waited here waits on there, for a slot.
   out.assign.push_back(

@@ -23,6 +23,8 @@
 
 namespace portolan {
 
+RankIdentity IdentityOf(const v1::Register& rank);
+
 // What the coordinator tells the world about its work: Prometheus metrics with
 // the stems and buckets of vLLM's (portolan_ for vllm:), and log lines.
 //
@@ -33,18 +35,23 @@ class Telemetry {
   explicit Telemetry(std::unique_ptr<EventLog> log);
 
   void Accepted(const StoredRequest& request);
+  // `model`: one that is known, or "unknown".
   void Rejected(std::string_view client, std::string_view x_request_id,
-                const absl::Status& status);
+                std::string_view model, const absl::Status& status);
   void Ended(const StoredRequest& request);
   void FirstToken(const StoredRequest& request, absl::Time now);
   // `gap`: since the tokens before; zero for the first ones.
-  void Tokens(const StoredRequest& request, int rank, int64_t count,
-              absl::Duration gap);
-  void RankCounted(std::string_view job, int rank, uint64_t incarnation,
-                   const v1::RankMetrics& metrics) ABSL_LOCKS_EXCLUDED(mu_);
-  void RankAttached(const RankRegistration& rank, int64_t num_held);
-  void RankEnded(std::string_view job, int rank, const absl::Status& status);
-  void Load(int64_t queued, int64_t running, int64_t ranks);
+  void Tokens(const StoredRequest& request, const RankIdentity& rank,
+              int64_t count, absl::Duration gap);
+  void RankCounted(const RankIdentity& rank, const v1::RankMetrics& metrics)
+      ABSL_LOCKS_EXCLUDED(mu_);
+  void RankAttached(const v1::Register& rank) ABSL_LOCKS_EXCLUDED(mu_);
+  // `replaced`: another stream of the same rank is open.
+  void RankEnded(const RankIdentity& rank, bool replaced,
+                 const absl::Status& status) ABSL_LOCKS_EXCLUDED(mu_);
+  // On one thread only.
+  void Load(const std::map<std::string, RequestQueue::ModelLoad>& by_model,
+            int64_t ranks);
   // Rows that are kept of a model and row format.
   void ExpertMaps(std::string_view fingerprint, uint32_t format, int64_t rows);
   // A call without valid credentials. Lines come at most once a minute for one
@@ -75,8 +82,11 @@ class Telemetry {
 
   const std::unique_ptr<EventLog> log_;
   prometheus::Registry registry_;
-  prometheus::Gauge& waiting_;
-  prometheus::Gauge& running_;
+  struct LoadGauges {
+    prometheus::Gauge* waiting;
+    prometheus::Gauge* running;
+  };
+  std::map<std::string, LoadGauges> load_;  // by model
   prometheus::Gauge& ranks_;
   Mutex mu_;
   RankFigures rank_figures_ ABSL_GUARDED_BY(mu_);

@@ -110,6 +110,7 @@ int64_t Engine::PlanStep() {
 }
 
 absl::Status Engine::RunStep(int64_t tokens_of_all_ranks) {
+  step_tokens_.Add(static_cast<double>(tokens_of_all_ranks));
   PORTOLAN_ASSIGN_OR_RETURN(const MatrixView<const float> logits,
                             forward_.Run(tokens_of_all_ranks));
   const ProfileScope zone(profile_, Zone::kSampling);

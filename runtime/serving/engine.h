@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "runtime/base/histogram.h"
 #include "runtime/model/forward.h"
 #include "runtime/model/kv_cache.h"
 #include "runtime/model/sampler.h"
@@ -68,6 +69,8 @@ class Engine {
   int32_t num_running() const { return batcher_.num_running(); }
   int32_t num_waiting() const { return batcher_.num_waiting(); }
   const Counters& counters() const { return counters_; }
+  // Tokens, prompt chunks included, that each step with work had on all ranks.
+  const Histogram& step_tokens() const { return step_tokens_; }
   Room room() const;
   double kv_usage() const;  // share of the pages that sequences hold
   // Longest sequence: the context, or the whole KV cache.
@@ -115,6 +118,8 @@ class Engine {
   int64_t committed_pages_ = 0;         // if all sequences grow to their end
   bool paused_ = false;
   Counters counters_;
+  Histogram step_tokens_{
+      {1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384}};
 };
 
 }  // namespace portolan

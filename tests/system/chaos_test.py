@@ -47,6 +47,11 @@ def formula_prompts():
             for prompt in long_prompts()]
 
 
+def outcome_of(result):
+    """What no kill may change."""
+    return result.token_ids, result.text, result.finish.reason
+
+
 class Chaos:
     """Kills, and sees to it that what was killed comes back: the job by its
     supervisor, the coordinator by this. Everything random comes from `seed`."""
@@ -137,14 +142,14 @@ class Crowd:
     def _check(self, prompt, answer):
         with self._lock:
             self.answers += 1
-        expected = self._expected[prompt["id"]][:2]
+        expected = self._expected[prompt["id"]]
         if answer != expected:
             self.faults.append((prompt["id"], answer, expected))
 
     def _generate(self, client, prompt):
         result = client.generate(prompt["prompt"],
                                  **service.sampling_of(prompt))
-        yield result.token_ids, result.text
+        yield outcome_of(result)
 
     def _submit(self, client, prompt):
         """Two watchers, who see the same."""
@@ -157,7 +162,7 @@ class Crowd:
         first = client.wait(request_id)
         watcher.join()
         for result in (first, *second):
-            yield result.token_ids, result.text
+            yield outcome_of(result)
         assert second, "the second watcher failed"
 
     def _watch_in_parts(self, client, prompt):
@@ -174,7 +179,7 @@ class Crowd:
                 if count >= 7:
                     break
             part.close()
-        yield tuple(tokens), text
+        yield tuple(tokens), text, finish.reason
 
 
 class ChaosTest(unittest.TestCase):
@@ -208,12 +213,12 @@ class ChaosTest(unittest.TestCase):
 
     def test_nothing_is_lost_repeated_or_changed_by_a_coordinator(self):
         prompts = formula_prompts()
+        expected = {prompt["id"]: (*scripted_rank.expected(
+            prompt["prompt"], prompt["seed"], prompt["max_tokens"]), "length")
+            for prompt in prompts}
         self.check(service.ScriptedJob(ARGUMENTS.build, self.directory,
                                        self.coordinator.address, ranks=RANKS),
-                   prompts,
-                   {prompt["id"]: scripted_rank.expected(
-                       prompt["prompt"], prompt["seed"], prompt["max_tokens"])
-                    for prompt in prompts})
+                   prompts, expected)
 
     def test_nothing_is_lost_repeated_or_changed_by_a_whole_service(self):
         if not service.has_worker(ARGUMENTS.build):

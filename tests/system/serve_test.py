@@ -131,7 +131,9 @@ class ServeTest(unittest.TestCase):
     def test_an_idle_service_uses_almost_no_processor(self):
         self.client.generate("Hello", max_tokens=4)
         service.wait_until(lambda: self.running() == 0)
-        check_idle(self, self.service.ranks())
+        ranks = self.service.ranks()
+        self.assertEqual(len(ranks), 2)
+        check_idle(self, ranks)
 
 
 class SlotTest(unittest.TestCase):
@@ -203,14 +205,33 @@ class SlotTest(unittest.TestCase):
 
 
 def check_idle(test, pids):
-    """Two ranks without work leave the processor to others."""
-    test.assertEqual(len(pids), 2)
+    """Processes without work leave the processor to others."""
     before = [service.cpu_seconds(pid) for pid in pids]
     time.sleep(IDLE_S)
     for pid, used in zip(pids, before):
         share = (service.cpu_seconds(pid) - used) / IDLE_S
-        print(f"idle: {share:.2%} of a core", flush=True)
+        print(f"idle {service.command_of(pid)}: {share:.2%} of a core",
+              flush=True)
         test.assertLess(share, 0.02)
+
+
+class StandAloneTest(unittest.TestCase):
+    def test_an_idle_coordinator_and_its_workers_use_almost_no_processor(self):
+        if not service.has_worker(BUILD):
+            raise unittest.SkipTest("this build has no `portolan worker`")
+        directory = tempfile.TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        coordinator = service.Coordinator(BUILD, directory.name)
+        self.addCleanup(coordinator.stop)
+        job = service.Job(BUILD, directory.name, coordinator.address)
+        self.addCleanup(job.stop)
+        with service.client(coordinator.address) as client:
+            service.wait_for_ranks(client, 2, job)
+            client.generate("Hello", max_tokens=4)
+            service.wait_until(lambda: client.stats().running == 0)
+        ranks = job.ranks()
+        self.assertEqual(len(ranks), 2)
+        check_idle(self, [coordinator.pid, *ranks])
 
 
 class ServeOverMpiTest(unittest.TestCase):

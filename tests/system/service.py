@@ -230,6 +230,12 @@ def name_of(pid):
         return ""
 
 
+def command_of(pid):
+    """Which of portolan's commands a process runs."""
+    words = pathlib.Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+    return words[1] if len(words) > 1 else name_of(pid)
+
+
 def cpu_seconds(pid):
     """User and system time that a process has used."""
     fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(
@@ -261,7 +267,8 @@ def sampling_of(prompt):
 
 
 def references(build, prompts, directory):
-    """What `portolan generate` makes of prompts: {id: (tokens, text)}."""
+    """What `portolan generate` makes of prompts: {id: (tokens, text,
+    finish reason)}."""
     path = pathlib.Path(directory) / "reference.jsonl"
     path.write_text("".join(json.dumps(prompt) + "\n" for prompt in prompts))
     results = portolan.generate(build, path, [], timeout=600)

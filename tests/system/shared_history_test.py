@@ -99,10 +99,11 @@ class SharedHistoryTest(unittest.TestCase):
         # Every step of every layer is an exchange of each rank, and the last
         # figures come when the ranks rest.
         steps = len(PROMPTS) * 16
-        self.wait_for(lambda: self.metric("portolan_alltoall_seconds_count")
+        self.wait_for(lambda: self.metric(r"portolan_alltoall_seconds_count\{.*\}")
                       >= self.exchanges + 2 * 8 * steps)
-        self.exchanges = self.metric("portolan_alltoall_seconds_count")
-        self.assertGreater(self.metric("portolan_alltoall_seconds_sum"), 0)
+        self.exchanges = self.metric(r"portolan_alltoall_seconds_count\{.*\}")
+        self.assertGreater(self.metric(
+            r"portolan_alltoall_seconds_sum\{.*\}"), 0)
         worker.send_signal(signal.SIGTERM)
         self.assertEqual(worker.wait(60), 0)
         log = (self.directory / name).read_text()
