@@ -8,6 +8,8 @@
 #include <string>
 #include <vector>
 
+#include "absl/synchronization/notification.h"
+#include "absl/time/clock.h"
 #include "launcher/requests.h"
 #include "launcher/wiring.h"
 #include "runtime/agent/rank_agent.h"
@@ -16,6 +18,7 @@
 namespace portolan {
 namespace {
 
+using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 using ::testing::SizeIs;
@@ -62,6 +65,18 @@ class Rank1 {
       ASSERT_TRUE(rank_.engine().RunStep(record.rows_planned).ok());
     }
     Collect();
+  }
+
+  void Cancel(const std::string& id) {
+    v1::CoordinatorMessage message;
+    message.mutable_cancel()->set_request_id(id);
+    message.mutable_cancel()->set_attempt(1);
+    EXPECT_TRUE(agent_.Receive(message).ok());
+  }
+  const Answer& answer(const std::string& id) { return answers_[id]; }
+  void StepToTheEndOf(const std::string& id) {
+    const absl::Time patience = absl::Now() + absl::Seconds(60);
+    while (!answers_[id].finish.has_usage() && absl::Now() < patience) Step();
   }
 
   Answer Run(const v1::Assign& assign) {
@@ -112,7 +127,9 @@ class Rank1 {
   std::map<std::string, Answer> answers_;
 };
 
-void WithRank(std::function<void(Rank1&, const Model&)> body) {
+void WithRank(
+    std::function<void(Rank1&, const Model&)> body,
+    decltype(RankAgent::Options::make_request) make_request = MakeRequest) {
   JobOptions options = BundledModel();
   options.batch = 4;
   const absl::Status status =
@@ -126,6 +143,7 @@ void WithRank(std::function<void(Rank1&, const Model&)> body) {
           agent_options.model = TermsOf(model);
           agent_options.max_context = model.config.max_position;
           agent_options.kv_tokens = 100;
+          agent_options.make_request = make_request;
           RankAgent agent(agent_options, transport);
           relay.sink = &agent;
           Rank1 stage(**rank, agent);
@@ -317,6 +335,88 @@ TEST(RankAgentTest, UsageTellsWhatWasShared) {
               second.finish.usage().prompt_tokens());
     EXPECT_EQ(first.tokens, second.tokens);
   });
+}
+
+// A tokenizer that takes as long as the test wants over a long text.
+class SlowTokenizer {
+ public:
+  static constexpr char kStandsFor[] = "The harbour";
+
+  absl::StatusOr<portolan::Request> operator()(const TextRequest& request,
+                                               const ModelTerms& model,
+                                               int64_t id) {
+    texts_.push_back(request.text.substr(0, 3));
+    if (request.text.size() < 10'000) return MakeRequest(request, model, id);
+    started_.Notify();
+    go_on_.WaitForNotification();
+    TextRequest instead = request;
+    instead.text = kStandsFor;
+    return MakeRequest(instead, model, id);
+  }
+  void WaitUntilAtWork() { started_.WaitForNotification(); }
+  void GoOn() { go_on_.Notify(); }
+  // How those that it saw begin; after GoOn().
+  const std::vector<std::string>& texts() const { return texts_; }
+
+ private:
+  std::vector<std::string> texts_;
+  absl::Notification started_;
+  absl::Notification go_on_;
+};
+
+TEST(RankAgentTest, TokensGoOnWhileALongPromptIsTokenised) {
+  SlowTokenizer tokenizer;
+  WithRank(
+      [&](Rank1& rank, const Model&) {
+        const Answer alone = rank.Run(Request("alone", "Once upon", 24));
+        const Answer stands_for =
+            rank.Run(Request("short", SlowTokenizer::kStandsFor, 6));
+        rank.Assign(Request("running", "Once upon", 24));
+        while (rank.answer("running").tokens.empty()) rank.Step();
+        rank.Assign(Request("long", std::string(100'000, 'x'), 6));
+        rank.Assign(Request("behind", SlowTokenizer::kStandsFor, 6));
+        rank.Step();
+        tokenizer.WaitUntilAtWork();
+
+        const size_t before = rank.answer("running").tokens.size();
+        for (int step = 0; step < 10; ++step) rank.Step();
+
+        EXPECT_EQ(rank.answer("running").tokens.size(), before + 10)
+            << "a token in every step";
+        EXPECT_THAT(rank.answer("long").tokens, IsEmpty());
+        EXPECT_THAT(rank.answer("behind").tokens, IsEmpty()) << "it came later";
+
+        tokenizer.GoOn();
+        for (const char* id : {"running", "long", "behind"}) {
+          rank.StepToTheEndOf(id);
+        }
+        EXPECT_EQ(rank.answer("running").tokens, alone.tokens);
+        EXPECT_EQ(rank.answer("long").tokens, stands_for.tokens);
+        EXPECT_EQ(rank.answer("behind").tokens, stands_for.tokens);
+        EXPECT_THAT(tokenizer.texts(),
+                    ElementsAre("Onc", "The", "Onc", "xxx", "The"));
+      },
+      std::ref(tokenizer));
+}
+
+TEST(RankAgentTest, ARequestCancelledWhileItIsTokenisedNeverRuns) {
+  SlowTokenizer tokenizer;
+  WithRank(
+      [&](Rank1& rank, const Model&) {
+        rank.Assign(Request("long", std::string(100'000, 'x'), 6));
+        rank.Step();
+        tokenizer.WaitUntilAtWork();
+        rank.Cancel("long");
+        rank.Step();
+        rank.Assign(Request("next", SlowTokenizer::kStandsFor, 6));
+
+        tokenizer.GoOn();
+        rank.StepToTheEndOf("next");
+
+        EXPECT_THAT(rank.answer("next").tokens, SizeIs(6));
+        EXPECT_THAT(rank.answer("long").tokens, IsEmpty());
+      },
+      std::ref(tokenizer));
 }
 
 }  // namespace

@@ -17,6 +17,9 @@ constexpr absl::Duration kLook = absl::Milliseconds(100);
 // After the grace, for the coordinator to take the ends of requests.
 constexpr absl::Duration kLastWords = absl::Seconds(2);
 constexpr absl::Duration kMeasureEvery = absl::Seconds(1);
+// Texts up to this length become tokens at once, at the step border: in less
+// time than a thread would take to wake.
+constexpr size_t kShortText = 1024;
 // Of a status: the field of the request that is wrong.
 constexpr char kFieldPayload[] = "portolan.field";
 
@@ -42,7 +45,12 @@ absl::Status CheckPrompt(const v1::Assign& assign, size_t num_tokens) {
 RankAgent::RankAgent(Options options, Transport& transport)
     : options_(std::move(options)),
       transport_(transport),
-      protocol_(options_.protocol) {}
+      protocol_(options_.protocol),
+      maker_(
+          [this](const TextRequest& text, int64_t id) {
+            return options_.make_request(text, options_.model, id);
+          },
+          [this] { transport_.Wake(); }) {}
 
 absl::Status RankAgent::Poll(Engine& engine) {
   engine_ = &engine;
@@ -55,8 +63,12 @@ absl::Status RankAgent::Poll(Engine& engine) {
     was_paused_ = protocol_.paused();
     woken_ = false;
   }
-  for (const int64_t id : work.cancel) engine.Cancel(id);
+  for (const int64_t id : work.cancel) Drop(engine, id);
   for (const int64_t id : work.overdue) JudgeOverdue(engine, id);
+  for (RequestMaker::Made& made : maker_.Take()) {
+    // Unless it was dropped meanwhile.
+    if (in_the_making_.erase(made.id) > 0) AdmitOrEnd(engine, std::move(made));
+  }
   for (AgentProtocol::Assignment& assignment : work.assign) {
     Assign(engine, std::move(assignment));
   }
@@ -78,29 +90,46 @@ void RankAgent::JudgeOverdue(Engine& engine, int64_t id) {
       protocol_.EndUnstarted(id);
     }
   }
-  if (!started) engine.Cancel(id);
+  if (!started) Drop(engine, id);
+}
+
+void RankAgent::Drop(Engine& engine, int64_t id) {
+  if (in_the_making_.erase(id) == 0) engine.Cancel(id);
+}
+
+void RankAgent::Assign(Engine& engine, AgentProtocol::Assignment assignment) {
+  const v1::Assign& assign = assignment.request;
+  const int64_t id = assignment.id;
+  if (in_the_making_.empty() && assign.text().size() <= kShortText) {
+    return AdmitOrEnd(engine,
+                      maker_.MakeNow(id, std::move(assignment.request)));
+  }
+  // A token stands for a byte at least, but for a few marks around the text.
+  in_the_making_[id] = static_cast<int64_t>(assign.text().size()) +
+                       static_cast<int64_t>(assign.tokens().ids_size()) +
+                       static_cast<int64_t>(assign.params().max_tokens());
+  maker_.Push(id, std::move(assignment.request));
 }
 
 // A request that cannot be served ends with an error of its own; the rank goes
 // on.
-void RankAgent::Assign(Engine& engine, AgentProtocol::Assignment assignment) {
-  absl::Status admitted = Admit(engine, assignment.id, assignment.request);
+void RankAgent::AdmitOrEnd(Engine& engine, RequestMaker::Made made) {
+  const int64_t id = made.id;
+  absl::Status admitted = Admit(engine, std::move(made));
   if (!admitted.ok()) {
-    outputs_.erase(assignment.id);
+    outputs_.erase(id);
     v1::Finish finish = ErrorFinish(admitted);
     if (const auto field = admitted.GetPayload(kFieldPayload)) {
       finish.mutable_error()->set_field(std::string(*field));
     }
-    End(assignment.id, std::move(finish));
+    End(id, std::move(finish));
   }
 }
 
-absl::Status RankAgent::Admit(Engine& engine, int64_t id,
-                              const v1::Assign& assign) {
-  TextRequest text = FromAssign(assign);
-  PORTOLAN_ASSIGN_OR_RETURN(Request request,
-                            MakeRequest(text, options_.model, id));
-  PORTOLAN_RETURN_IF_ERROR(CheckPrompt(assign, request.prompt.size()));
+absl::Status RankAgent::Admit(Engine& engine, RequestMaker::Made made) {
+  const int64_t id = made.id;
+  PORTOLAN_ASSIGN_OR_RETURN(Request request, std::move(made.request));
+  PORTOLAN_RETURN_IF_ERROR(CheckPrompt(made.assign, request.prompt.size()));
   if (absl::Status fits = CheckSize(request); !fits.ok()) {
     return WithField(std::move(fits), "params.max_tokens");
   }
@@ -109,7 +138,7 @@ absl::Status RankAgent::Admit(Engine& engine, int64_t id,
   bool stopped = false;
   if (options_.model.tokenizer != nullptr) {
     output.text = std::make_unique<TextStream>(*options_.model.tokenizer,
-                                               std::move(text.stops));
+                                               std::move(made.text.stops));
     // Delivered already: only what they make of the next tokens counts.
     for (const int32_t token : request.generated) output.text->Push(token);
     stopped = output.text->stopped();
@@ -214,8 +243,8 @@ absl::Status RankAgent::WaitForWork() {
 bool RankAgent::MayHaveWork(absl::Time now) const {
   MutexLock lock(mu_);
   const bool out = abandoned_ || protocol_.num_requests() == 0;
-  return !failure_.ok() || woken_ || protocol_.HasEngineWork(now) ||
-         (was_paused_ && !protocol_.paused()) ||
+  return !failure_.ok() || woken_ || maker_.has_made() ||
+         protocol_.HasEngineWork(now) || (was_paused_ && !protocol_.paused()) ||
          protocol_.draining() != told_closed_ ||
          (protocol_.draining() && told_pending_ && out);
 }
@@ -255,12 +284,15 @@ void RankAgent::BeginDrain() {
 void RankAgent::TakeRoom(const Engine& engine) {
   const Engine::Room room = engine.room();
   const auto capacity = options_.protocol.capacity.max_sequences();
-  const auto taken = static_cast<uint32_t>(engine.num_sequences());
+  const auto making = static_cast<uint32_t>(in_the_making_.size());
+  const auto taken = static_cast<uint32_t>(engine.num_sequences()) + making;
+  int64_t kv_tokens = room.kv_tokens;
+  for (const auto& [id, most] : in_the_making_) kv_tokens -= most;
   const AgentProtocol::Room told{
       .sequences = capacity > taken ? capacity - taken : 0,
-      .kv_tokens = static_cast<uint64_t>(room.kv_tokens),
+      .kv_tokens = static_cast<uint64_t>(std::max<int64_t>(0, kv_tokens)),
       .running = static_cast<uint32_t>(engine.num_running()),
-      .waiting = static_cast<uint32_t>(engine.num_waiting())};
+      .waiting = static_cast<uint32_t>(engine.num_waiting()) + making};
   if (SteadyNow() >= measure_at_) TakeMetrics(engine);
   {
     MutexLock lock(mu_);

@@ -9,9 +9,11 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "comm/transport.h"
 #include "runtime/agent/agent_protocol.h"
+#include "runtime/agent/request_maker.h"
 #include "runtime/base/mutex.h"
 #include "runtime/serving/step_loop.h"
 #include "runtime/serving/text_request.h"
@@ -32,6 +34,10 @@ class RankAgent final : public RequestFeed, public TokenSink {
     ModelTerms model;
     int64_t max_context = 0;
     int64_t kv_tokens = 0;  // a sequence that needs more is refused
+    // The tokens of a text; a test may take its time.
+    std::function<absl::StatusOr<Request>(const TextRequest&, const ModelTerms&,
+                                          int64_t id)>
+        make_request = MakeRequest;
     // How long running requests may go on once the rank drains.
     absl::Duration grace = absl::Seconds(30);
     // The coordinator's Drain is the job's: it is part of the job.
@@ -87,9 +93,13 @@ class RankAgent final : public RequestFeed, public TokenSink {
     int64_t prompt_tokens = 0;
   };
 
+  // Requests whose tokens are being made elsewhere come when they are ready;
+  // none overtakes another.
   void Assign(Engine& engine, AgentProtocol::Assignment assignment);
+  void AdmitOrEnd(Engine& engine, RequestMaker::Made made);
+  void Drop(Engine& engine, int64_t id);
   void JudgeOverdue(Engine& engine, int64_t id) ABSL_LOCKS_EXCLUDED(mu_);
-  absl::Status Admit(Engine& engine, int64_t id, const v1::Assign& assign);
+  absl::Status Admit(Engine& engine, RequestMaker::Made made);
   absl::Status CheckSize(const Request& request) const;
   void End(int64_t id, v1::Finish finish) ABSL_LOCKS_EXCLUDED(mu_);
   void LookAtTerminations() ABSL_LOCKS_EXCLUDED(mu_);
@@ -106,6 +116,7 @@ class RankAgent final : public RequestFeed, public TokenSink {
 
   // On the step loop's thread.
   std::map<int64_t, Output> outputs_;
+  std::map<int64_t, int64_t> in_the_making_;  // id -> KV tokens at most
   std::optional<absl::Time> drain_until_;
   bool released_ = false;   // the grace is over
   bool abandoned_ = false;  // and nobody took the last words
@@ -121,6 +132,8 @@ class RankAgent final : public RequestFeed, public TokenSink {
   bool woken_ ABSL_GUARDED_BY(mu_) = false;
   absl::Status failure_ ABSL_GUARDED_BY(mu_);
   std::function<void()> notify_ ABSL_GUARDED_BY(mu_);
+
+  RequestMaker maker_;
 };
 
 }  // namespace portolan
