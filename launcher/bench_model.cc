@@ -316,7 +316,7 @@ int64_t WeightBytesPerToken(const Model& model, const RankRuntime& rank) {
     if (config.IsMoeLayer(layer)) {
       bytes += config.top_k * rank.expert_slot_bytes();
     } else {
-      bytes += ExpertSlotBytes(DenseMlpShape(config));
+      bytes += ExpertSlotBytes(DenseMlpShape(config), model.weights.format);
     }
   }
   return bytes;

@@ -43,7 +43,8 @@ void AddChoices(CLI::App& command, JobOptions& options) {
   AddParsedFlag<WeightFormat>(
       command, "--dense-weights", ParseWeightFormat,
       [&options](WeightFormat format) { options.dense_weights = format; },
-      "Matrices of attention and logits: bf16 (default), or int8 or int4, "
+      "Matrices of attention, dense layers and logits: bf16 (default), or int8 "
+      "or int4, "
       "quantised as they are loaded; the results are those of that model");
   WithEnvironment(
       command

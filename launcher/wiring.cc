@@ -49,7 +49,7 @@ uint64_t NumericsId(const JobOptions& options, const Model& model, Rank rank) {
       "; weights ", std::string(WeightFormatName(options.weights)),
       options.dense_weights == WeightFormat::kBf16
           ? std::string()
-          : absl::StrCat("; dense ",
+          : absl::StrCat("; all dense ",
                          std::string(WeightFormatName(options.dense_weights))),
       "; model ", model.fingerprint,
       rank == Rank{options.odd_rank} ? "; odd" : "");

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "experts/expert_slot.h"
+#include "experts/quantised_expert.h"
 #include "runtime/kernels/quantise.h"
 #include "runtime/model/checkpoint/dense_weights.h"
 #include "tests/tiny_checkpoint.h"
@@ -160,6 +161,30 @@ TEST(DenseWeightsTest, ADenseLayerIsOneExpertSlot) {
       0);
   EXPECT_EQ(weights->layers[1].gate.data, nullptr);
   EXPECT_EQ(weights->layers[0].dense_mlp, nullptr);
+}
+
+TEST(DenseWeightsTest, ADenseLayerIsQuantisedAsAnExpertIs) {
+  for (const WeightFormat format : {WeightFormat::kInt8, WeightFormat::kInt4}) {
+    Loaded loaded({.dense_layer = 1}, /*num_shards=*/3);
+    const auto exact = loaded.Load();
+    const auto quantised = loaded.Load(format);
+    ASSERT_TRUE(exact.ok() && quantised.ok()) << quantised.status();
+
+    const ExpertShape shape = DenseMlpShape(loaded.config);
+    std::vector<std::byte> wanted(
+        static_cast<size_t>(ExpertSlotBytes(shape, format)));
+    ExpertQuantisation error;
+    ASSERT_TRUE(QuantiseExpert(shape, format, exact->layers[1].dense_mlp,
+                               wanted.data(), error)
+                    .ok());
+    EXPECT_EQ(std::memcmp(quantised->layers[1].dense_mlp, wanted.data(),
+                          wanted.size()),
+              0);
+    EXPECT_EQ(quantised->format, format);
+    EXPECT_EQ(quantised->bytes(), DenseWeights::BytesNeeded(
+                                      loaded.config, *loaded.checkpoint, format)
+                                      .value());
+  }
 }
 
 // A matrix above the staging buffer's 8 MiB is read in bands.

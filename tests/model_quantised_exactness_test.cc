@@ -5,6 +5,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <cstring>
 #include <filesystem>
 #include <memory>
@@ -14,6 +15,7 @@
 #include "runtime/model/checkpoint/expert_reader.h"
 #include "tests/checkpoint_files.h"
 #include "tests/model_fixture.h"
+#include "tests/tiny_checkpoint.h"
 
 namespace portolan {
 namespace {
@@ -109,6 +111,19 @@ bool SameBits(const Logits& a, const Logits& b) {
   return true;
 }
 
+// Squares of the differences over those of `expected`.
+double RelativeError(const Logits& actual, const Logits& expected) {
+  double difference = 0;
+  double all = 0;
+  for (size_t i = 0; i < expected.size(); ++i) {
+    for (size_t j = 0; j < expected[i].size(); ++j) {
+      difference += std::pow(actual[i][j] - expected[i][j], 2);
+      all += std::pow(expected[i][j], 2);
+    }
+  }
+  return difference / all;
+}
+
 class QuantisedExactnessTest : public ::testing::TestWithParam<WeightFormat> {
  protected:
   // On the scalar path.
@@ -191,6 +206,29 @@ TEST_P(QuantisedExactnessTest, OtherDenseMatricesAreAnotherModel) {
   ASSERT_TRUE(logits.ok()) << logits.status();
 
   EXPECT_FALSE(SameBits(*logits, Reference(GetParam())));
+}
+
+TEST_P(QuantisedExactnessTest, ADenseLayerGivesTheSameBitsOnEveryPath) {
+  TempDir dir;
+  WriteTinyModel(dir, {.dense_layer = 1, .vocab = 4096});
+  JobOptions options = BundledModel();
+  std::filesystem::copy(options.model_dir + "/tokenizer.json", dir.path());
+  options.model_dir = dir.path();
+  options.dense_weights = GetParam();
+  options.cpu_path = CpuPath::kScalar;
+  const auto reference = Compute(options, 1);
+  options.dense_weights = WeightFormat::kBf16;
+  const auto exact = Compute(options, 1);
+  ASSERT_TRUE(reference.ok() && exact.ok()) << reference.status();
+  EXPECT_LT(RelativeError(*reference, *exact), 0.2);
+
+  options.dense_weights = GetParam();
+  for (const CpuPath path : SupportedCpuPaths()) {
+    options.cpu_path = path;
+    const auto logits = Compute(options, 3);
+    ASSERT_TRUE(logits.ok()) << logits.status();
+    EXPECT_TRUE(SameBits(*logits, *reference)) << CpuPathName(path);
+  }
 }
 
 TEST_P(QuantisedExactnessTest, WithoutItsPackTheJobEndsWithTheRemedy) {

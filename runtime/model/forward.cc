@@ -121,8 +121,9 @@ ForwardPass::ForwardPass(const Options& options, const Parts& parts)
       buffers_(new Buffers) {
   const ExpertShape dense = DenseMlpShape(parts.config);
   if (dense.intermediate > 0) {
-    dense_ffn_ = std::make_unique<ExpertFfn>(dense, options.activations,
-                                             parts.kernels, options.max_tokens);
+    dense_ffn_ = std::make_unique<ExpertFfn>(
+        dense, options.activations, parts.kernels, options.max_tokens,
+        /*profile=*/nullptr, parts.weights.format);
   }
 }
 

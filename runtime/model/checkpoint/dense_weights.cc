@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <functional>
 #include <map>
+#include <memory>
 #include <optional>
 #include <set>
 #include <tuple>
@@ -12,6 +13,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "experts/expert_slot.h"
+#include "experts/quantised_expert.h"
 #include "experts/weight_conversion.h"
 #include "runtime/base/status_macros.h"
 #include "runtime/kernels/quantise.h"
@@ -57,12 +59,23 @@ class DenseLoader {
     std::vector<std::byte> bytes;
   };
 
+  // The MLP of a dense layer while it is read.
+  struct DenseMlp {
+    int layer = 0;
+    std::byte* slot = nullptr;
+    AlignedBuffer exact;  // the slot in bf16, if it is to be quantised
+    int matrices_left = 0;
+  };
+
   // The tensor, with its scales noted if it has any.
   absl::StatusOr<const TensorInfo*> GetWeight(
       const std::string& name, const std::vector<int64_t>& shape);
   absl::Status PlanLayer(int layer);
   absl::Status PlanAttention(const std::string& prefix, LayerWeights& out);
   absl::Status PlanDenseMlp(int layer, LayerWeights& out);
+  // Where its matrices are packed as bf16.
+  absl::StatusOr<std::byte*> ExactSlot(DenseMlp& mlp) const;
+  absl::Status FinishDenseMlp(DenseMlp& mlp) const;
 
   // Each takes a tensor of this name and size into `out` when it is its turn.
   absl::Status AddVector(const std::string& name, int64_t size,
@@ -107,6 +120,7 @@ class DenseLoader {
 
 absl::Status DenseLoader::Plan() {
   weights_.hidden = config_.hidden;
+  weights_.format = format_;
   weights_.layers.resize(static_cast<size_t>(config_.num_layers));
   PORTOLAN_RETURN_IF_ERROR(AddEmbedding());
   PORTOLAN_RETURN_IF_ERROR(
@@ -186,8 +200,11 @@ absl::Status DenseLoader::PlanAttention(const std::string& prefix,
 absl::Status DenseLoader::PlanDenseMlp(int layer, LayerWeights& out) {
   const ExpertShape shape = DenseMlpShape(config_);
   PORTOLAN_ASSIGN_OR_RETURN(std::byte * slot,
-                            NewBuffer(ExpertSlotBytes(shape)));
+                            NewBuffer(ExpertSlotBytes(shape, format_)));
   out.dense_mlp = slot;
+  // Its matrices may lie anywhere in the files.
+  const auto mlp = std::make_shared<DenseMlp>();
+  *mlp = {.layer = layer, .slot = slot, .exact = {}};
   using Pack = void (*)(const ExpertShape&, const Bf16*, std::byte*);
   const std::pair<const char*, Pack> parts[] = {{"gate_proj", PackExpertGate},
                                                 {"up_proj", PackExpertUp},
@@ -200,13 +217,41 @@ absl::Status DenseLoader::PlanDenseMlp(int layer, LayerWeights& out) {
                               GetWeight(absl::StrCat("model.layers.", layer,
                                                      ".mlp.", name, ".weight"),
                                         {rows, cols}));
-    jobs_.push_back({tensor, [=, this, pack = pack](const TensorInfo& from) {
-                       const auto matrix = ReadElements(from, 0, rows * cols);
-                       if (matrix.ok()) pack(shape, matrix->data(), slot);
-                       return matrix.status();
-                     }});
+    ++mlp->matrices_left;
+    jobs_.push_back(
+        {tensor, [=, this, pack = pack](const TensorInfo& from) {
+           PORTOLAN_ASSIGN_OR_RETURN(const std::span<const Bf16> matrix,
+                                     ReadElements(from, 0, rows * cols));
+           PORTOLAN_ASSIGN_OR_RETURN(std::byte* const to, ExactSlot(*mlp));
+           pack(shape, matrix.data(), to);
+           return --mlp->matrices_left > 0 ? absl::OkStatus()
+                                           : FinishDenseMlp(*mlp);
+         }});
   }
   return absl::OkStatus();
+}
+
+absl::StatusOr<std::byte*> DenseLoader::ExactSlot(DenseMlp& mlp) const {
+  if (format_ == WeightFormat::kBf16) return mlp.slot;
+  if (mlp.exact.size() == 0) {
+    PORTOLAN_ASSIGN_OR_RETURN(mlp.exact,
+                              AlignedBuffer::Allocate(static_cast<size_t>(
+                                  ExpertSlotBytes(DenseMlpShape(config_)))));
+  }
+  return mlp.exact.data();
+}
+
+absl::Status DenseLoader::FinishDenseMlp(DenseMlp& mlp) const {
+  if (format_ == WeightFormat::kBf16) return absl::OkStatus();
+  ExpertQuantisation error;
+  const absl::Status status = QuantiseExpert(DenseMlpShape(config_), format_,
+                                             mlp.exact.data(), mlp.slot, error);
+  mlp.exact = AlignedBuffer();
+  if (status.ok()) return status;
+  return absl::Status(
+      status.code(),
+      absl::StrCat(checkpoint_.dir(), ": model.layers.", mlp.layer,
+                   ".mlp: ", status.message(), "; use --dense-weights bf16"));
 }
 
 absl::Status DenseLoader::AddVector(const std::string& name, int64_t size,

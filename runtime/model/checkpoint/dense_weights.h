@@ -35,7 +35,7 @@ struct LayerWeights {
 
   PackedMatrix gate;  // [num_experts, hidden], of a MoE layer
   // The MLP of a dense layer: an expert of DenseMlpShape() that every token
-  // chooses with weight 1, as a slot of expert_slot.h.
+  // chooses with weight 1, as a slot of expert_slot.h in DenseWeights::format.
   const std::byte* dense_mlp = nullptr;
 };
 
@@ -50,8 +50,8 @@ struct DenseWeights {
 
   // Checks all tensors before it reads the first, then reads them in file
   // order (ReadPurpose::kDense). `notice` is called at most once, if weights
-  // (experts included) are rounded. The matrices of attention and lm_head are
-  // held as `format`, quantised from bf16 as they are read.
+  // (experts included) are rounded. All matrices but those of gates
+  // are held as `format`, quantised from bf16 as they are read.
   // Errors: as Checkpoint::Get() and Read(); kResourceExhausted (memory);
   // kInvalidArgument (weights that do not fit `format`).
   static absl::StatusOr<DenseWeights> Load(
@@ -77,6 +77,7 @@ struct DenseWeights {
   int64_t bytes() const;
 
   int64_t hidden = 0;
+  WeightFormat format = WeightFormat::kBf16;
   std::span<const Bf16> embedding;  // [vocab_size, hidden]
   std::vector<LayerWeights> layers;
   std::vector<float> final_norm;  // [hidden]
