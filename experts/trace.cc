@@ -9,7 +9,6 @@
 #include <cmath>
 #include <cstring>
 #include <fstream>
-#include <map>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -411,64 +410,6 @@ absl::StatusOr<Trace> ReadTrace(const std::string& path) {
                         absl::StrCat(path, ": ", trace.status().message()));
   }
   return trace;
-}
-
-namespace {
-
-bool SameShape(const TraceHeader& a, const TraceHeader& b) {
-  return a.num_layers == b.num_layers && a.num_experts == b.num_experts &&
-         a.top_k == b.top_k && a.hidden == b.hidden &&
-         a.lookahead == b.lookahead && a.num_ranks == b.num_ranks &&
-         a.expert_bytes == b.expert_bytes && a.numerics_id == b.numerics_id;
-}
-
-template <typename T>
-void AppendTo(std::vector<T>& to, const std::vector<T>& from) {
-  to.insert(to.end(), from.begin(), from.end());
-}
-
-void Merge(const TraceStep& from, TraceStep& to) {
-  to.step = from.step;
-  to.tail_s = std::max(to.tail_s, from.tail_s);
-  AppendTo(to.slices, from.slices);
-  AppendTo(to.token_ids, from.token_ids);
-  AppendTo(to.contexts, from.contexts);
-  const bool first = to.layers.empty();
-  to.layers.resize(from.layers.size());
-  for (size_t i = 0; i < from.layers.size(); ++i) {
-    TraceLayer& layer = to.layers[i];
-    const TraceLayer& other = from.layers[i];
-    layer.gate_s = std::max(layer.gate_s, other.gate_s);
-    // A rank's time holds its waiting for the others, who may be waiting for
-    // experts; the one that kept them all waiting has the least.
-    layer.experts_s =
-        first ? other.experts_s : std::min(layer.experts_s, other.experts_s);
-    AppendTo(layer.probabilities, other.probabilities);
-    AppendTo(layer.ahead1, other.ahead1);
-    AppendTo(layer.ahead2, other.ahead2);
-    AppendTo(layer.experts, other.experts);
-    AppendTo(layer.weights, other.weights);
-  }
-}
-
-}  // namespace
-
-absl::StatusOr<Trace> MergeTraces(std::vector<Trace> traces) {
-  if (traces.empty()) return absl::InvalidArgumentError("no trace is given");
-  if (traces.size() == 1) return std::move(traces.front());
-  Trace merged{.header = traces.front().header};
-  std::map<int64_t, TraceStep> steps;
-  for (Trace& trace : traces) {
-    if (!SameShape(trace.header, merged.header)) {
-      return absl::InvalidArgumentError(
-          "traces of different models or runs cannot be merged");
-    }
-    for (const TraceStep& step : trace.steps) Merge(step, steps[step.step]);
-    merged.embeddings.merge(trace.embeddings);
-    merged.torn_bytes += trace.torn_bytes;
-  }
-  for (auto& [number, step] : steps) merged.steps.push_back(std::move(step));
-  return merged;
 }
 
 }  // namespace portolan

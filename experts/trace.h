@@ -133,9 +133,4 @@ absl::StatusOr<Trace> ParseTrace(std::span<const std::byte> file);
 // As ParseTrace(), naming the file; kNotFound or as open() says.
 absl::StatusOr<Trace> ReadTrace(const std::string& path);
 
-// One trace of what several ranks recorded of the same run: their steps by
-// number, the times of the slowest. Errors: kInvalidArgument if the headers
-// differ in shape or numerics.
-absl::StatusOr<Trace> MergeTraces(std::vector<Trace> traces);
-
 }  // namespace portolan

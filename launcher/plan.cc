@@ -12,12 +12,14 @@
 #include "CLI/CLI.hpp"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
 #include "experts/replay.h"
 #include "experts/replay_report.h"
 #include "launcher/console.h"
 #include "launcher/flags.h"
 #include "launcher/memory_plan.h"
 #include "launcher/options.h"
+#include "launcher/replay.h"
 #include "runtime/base/memory_available.h"
 #include "runtime/base/status_macros.h"
 #include "runtime/base/units.h"
@@ -31,6 +33,7 @@ using Json = nlohmann::ordered_json;
 struct PlanOptions {
   JobOptions job;
   int32_t ranks_per_host = 0;  // 0: all
+  std::vector<std::string> traces;
   bool json = false;
 };
 
@@ -62,9 +65,9 @@ absl::StatusOr<std::string> LinkOf(const PlanOptions& options,
 
 absl::Status ReplayTrace(const PlanOptions& options, int num_ranks,
                          Plan& plan) {
-  PORTOLAN_ASSIGN_OR_RETURN(Trace trace, ReadTrace(options.job.trace_file));
+  PORTOLAN_ASSIGN_OR_RETURN(Trace trace, ReadTraces(options.traces));
   PORTOLAN_RETURN_IF_ERROR(
-      CheckSameModel(absl::StrCat("--trace ", options.job.trace_file),
+      CheckSameModel(absl::StrCat("--trace ", options.traces.front()),
                      trace.header, plan.history));
   // The format of the weights that is planned may be another.
   trace.header.expert_bytes = plan.ranks[0].experts.slot_bytes;
@@ -86,7 +89,7 @@ absl::Status ReplayTrace(const PlanOptions& options, int num_ranks,
 absl::StatusOr<Plan> MakePlan(const PlanOptions& options) {
   PORTOLAN_RETURN_IF_ERROR(options.job.ValidateJob());
   PORTOLAN_ASSIGN_OR_RETURN(Model model, OpenModel(options.job.model_dir));
-  if (!options.job.trace_file.empty()) {  // which must be of this very model
+  if (!options.traces.empty()) {  // which must be of this very model
     PORTOLAN_ASSIGN_OR_RETURN(
         model.fingerprint, ModelFingerprint(model.config, *model.checkpoint));
   }
@@ -116,7 +119,7 @@ absl::StatusOr<Plan> MakePlan(const PlanOptions& options) {
   plan.largest_slots =
       std::min(SlotsThatFit(on_host, /*processes=*/true, plan.available),
                plan.ranks[0].experts.owned_slots);
-  if (!options.job.trace_file.empty()) {
+  if (!options.traces.empty()) {
     PORTOLAN_RETURN_IF_ERROR(ReplayTrace(options, num_ranks, plan));
   }
   return plan;
@@ -237,9 +240,9 @@ void PrintPlan(const PlanOptions& options, const Plan& plan) {
     std::printf(
         "expected stall, by replay of %s with %s at %s: %.3f ms a token, "
         "%.1f %% hits\n",
-        options.job.trace_file.c_str(), plan.replay->policy.c_str(),
-        plan.link.c_str(), 1e3 * StallPerToken(*plan.replay),
-        100 * plan.replay->total.HitRate());
+        absl::StrJoin(options.traces, ", ").c_str(),
+        plan.replay->policy.c_str(), plan.link.c_str(),
+        1e3 * StallPerToken(*plan.replay), 100 * plan.replay->total.HitRate());
   }
 }
 
@@ -269,8 +272,12 @@ void AddPlanCommand(CLI::App& app, int& exit_code) {
       "Say what a job takes in memory, and whether it fits, before the wait");
   AddJobOptions(*command, options->job);
   command->get_option("--ranks")->description("Ranks of the job");
-  command->get_option("--trace")->description(
-      "Trace to replay for the expected stall (with --policy, --expert-link)");
+  // Not one to write but those to read.
+  command->remove_option(command->get_option("--trace"));
+  AddFlag(*command, "--trace", options->traces,
+          "Trace files to replay for the expected stall (with --policy, "
+          "--expert-link): of each rank of a run; several runs follow each "
+          "other");
   AddFlag(*command, "--ranks-per-host", options->ranks_per_host,
           "Ranks that share the memory of a host (default: all)")
       ->check(CLI::Range(1, 1 << 16));

@@ -16,6 +16,7 @@
 #include "experts/replay.h"
 #include "experts/replay_plot.h"
 #include "experts/replay_report.h"
+#include "experts/trace_join.h"
 #include "launcher/console.h"
 #include "launcher/flags.h"
 #include "launcher/options.h"
@@ -34,27 +35,12 @@ struct ReplayCommand {
   std::string history;
   MapFormat history_format = MapFormat::kExact;
   int32_t history_capacity = HistoryShape{}.iterations;
-  std::string learn;
+  std::vector<std::string> learn;
   std::string map_replacement = "similarity";
   std::string plot;
   bool json = false;
   bool why = false;
 };
-
-absl::StatusOr<Trace> ReadAll(const std::vector<std::string>& paths) {
-  std::vector<Trace> traces;
-  for (const std::string& path : paths) {
-    PORTOLAN_ASSIGN_OR_RETURN(Trace trace, ReadTrace(path));
-    if (trace.torn_bytes > 0) {
-      std::fprintf(stderr,
-                   "note: %s ends in %lld bytes that are no whole "
-                   "block; they are left out\n",
-                   path.c_str(), static_cast<long long>(trace.torn_bytes));
-    }
-    traces.push_back(std::move(trace));
-  }
-  return MergeTraces(std::move(traces));
-}
 
 // What predictors begin with: a saved history, then what a trace teaches.
 absl::StatusOr<std::unique_ptr<History>> PrepareHistory(
@@ -73,9 +59,9 @@ absl::StatusOr<std::unique_ptr<History>> PrepareHistory(
     PORTOLAN_RETURN_IF_ERROR(history->Load(command.history));
   }
   if (!command.learn.empty()) {
-    PORTOLAN_ASSIGN_OR_RETURN(const Trace trace, ReadTrace(command.learn));
+    PORTOLAN_ASSIGN_OR_RETURN(const Trace trace, ReadTraces(command.learn));
     PORTOLAN_RETURN_IF_ERROR(CheckSameModel(
-        absl::StrCat("--learn ", command.learn), trace.header, shape));
+        absl::StrCat("--learn ", command.learn.front()), trace.header, shape));
     // Both learn what the others need: maps of tokens and of sequences.
     for (const char* policy : {"fmoe", "adaptive"}) {
       PORTOLAN_RETURN_IF_ERROR(LearnTrace(trace, policy, options, *history));
@@ -161,7 +147,7 @@ absl::Status RunReplay(ReplayCommand command) {
     command.policies.emplace_back("oracle");
   }
   if (command.why) AddAblations(command.policies);
-  PORTOLAN_ASSIGN_OR_RETURN(const Trace trace, ReadAll(command.traces));
+  PORTOLAN_ASSIGN_OR_RETURN(const Trace trace, ReadTraces(command.traces));
   PORTOLAN_ASSIGN_OR_RETURN(const std::vector<ReplayRow> rows,
                             RunAll(command, trace));
   if (!command.plot.empty()) {
@@ -175,12 +161,27 @@ absl::Status RunReplay(ReplayCommand command) {
 
 }  // namespace
 
+absl::StatusOr<Trace> ReadTraces(const std::vector<std::string>& paths) {
+  std::vector<NamedTrace> files;
+  for (const std::string& path : paths) {
+    PORTOLAN_ASSIGN_OR_RETURN(Trace trace, ReadTrace(path));
+    if (trace.torn_bytes > 0) {
+      std::fprintf(stderr,
+                   "note: %s ends in %lld bytes that are no whole "
+                   "block; they are left out\n",
+                   path.c_str(), static_cast<long long>(trace.torn_bytes));
+    }
+    files.push_back({.name = path, .trace = std::move(trace)});
+  }
+  return JoinTraces(std::move(files));
+}
+
 void AddReplayCommand(CLI::App& app, int& exit_code) {
   CLI::App* const replay = app.add_subcommand(
       "replay", "Try policies side by side on a recorded trace");
   const auto command = std::make_shared<ReplayCommand>();
   AddFlag(*replay, "--trace", command->traces,
-          "Trace files of one run, of one rank each")
+          "Trace files, of each rank of a run; several runs follow each other")
       ->required();
   AddFlag(*replay, "--policy", command->policies,
           "Policies, comma-separated (all, and oracle)")
@@ -199,7 +200,7 @@ void AddReplayCommand(CLI::App& app, int& exit_code) {
   AddHistoryOptions(*replay, command->history_format,
                     command->history_capacity);
   AddFlag(*replay, "--learn", command->learn,
-          "Trace that predictors learn from first");
+          "Trace files, as --trace, that predictors learn from first");
   AddFlag(*replay, "--map-replacement", command->map_replacement,
           "What a full store of expert maps gives up: the map most similar to "
           "the new one, or of the most similar few the one that foretold worst")

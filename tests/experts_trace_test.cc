@@ -242,32 +242,5 @@ TEST(TraceTest, NamesWhatIsNoTrace) {
   EXPECT_TRUE(absl::IsNotFound(ReadTrace("/does/not/exist").status()));
 }
 
-TEST(MergeTracesTest, JoinsTheStepsOfRanksByNumber) {
-  Trace first = SyntheticTrace({.num_steps = 4});
-  Trace second = SyntheticTrace({.num_steps = 4, .seed = 2});
-  first.header.num_ranks = second.header.num_ranks = 2;
-  for (TraceStep& step : second.steps) step.slices[0].rank = 1;
-  second.steps[1].layers[0].gate_s = 1.0f;
-  first.steps[1].layers[0].experts_s = 3.0f;  // waited for the second
-  second.steps[1].layers[0].experts_s = 2.0f;
-
-  const auto merged = MergeTraces({first, second});
-
-  ASSERT_TRUE(merged.ok()) << merged.status();
-  ASSERT_EQ(merged->steps.size(), 4u);
-  EXPECT_EQ(merged->steps[1].slices.size(), 2u);
-  EXPECT_EQ(merged->steps[1].num_tokens(), 2);
-  EXPECT_EQ(merged->steps[1].layers[0].gate_s, 1.0f);
-  EXPECT_EQ(merged->steps[1].layers[0].experts_s, 2.0f);
-}
-
-TEST(MergeTracesTest, RefusesTracesOfDifferentModels) {
-  Trace first = SyntheticTrace({.num_steps = 1});
-  Trace second = first;
-  second.header.numerics_id += 1;
-
-  EXPECT_TRUE(absl::IsInvalidArgument(MergeTraces({first, second}).status()));
-}
-
 }  // namespace
 }  // namespace portolan

@@ -12,6 +12,7 @@
 #include "experts/hash64.h"
 #include "experts/replay.h"
 #include "experts/trace.h"
+#include "experts/trace_join.h"
 #include "runtime/base/check.h"
 
 namespace portolan {
@@ -104,6 +105,6 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   if (!trace.ok()) return 0;
   CheckTrace(*trace);
   TryReplay(*trace);
-  MergeTraces({*trace, *trace}).IgnoreError();
+  JoinTraces({{"a", *trace}, {"b", *trace}}).IgnoreError();
   return 0;
 }
