@@ -1,14 +1,18 @@
 #!/usr/bin/env python3
 """All policies of expert memory side by side, on a set of prompts.
 
-    scripts/bench_policies [--build build/release] [--eval F.jsonl]
+    scripts/bench_policies [--build build/release] [--prompts F.jsonl]
                            [--history-prompts F.jsonl] [--part PART] ...
 
 First the history prompts teach, then the evaluation prompts run: once with all
 experts in memory, recorded, which `portolan replay` plays for every policy,
 budget and link; and once more in the engine for each of them, on throttled
 links and on the real disk. Results gather in --work, so the parts can run one
-by one: prepare, replay, engine, disk, table. The default is all of them.
+by one: prepare, replay, engine, disk, table. The default is all of them; a run
+that was cut off goes on where it was with the parts that are left.
+
+Exits with 1, naming the cells, if `adaptive` misses a bar (bars.py) on a
+throttled link, by replay or by the engine.
 """
 
 import argparse
@@ -19,6 +23,7 @@ import pathlib
 import sys
 import time
 
+import bars
 import machine
 import runs
 
@@ -32,8 +37,11 @@ def arguments():
     parser.add_argument("--build", default=runs.SOURCE / "build" / "release")
     parser.add_argument("--model", default=runs.SOURCE / "models" / "tiny-moe")
     parser.add_argument("--work", default=runs.SOURCE / "build" / "policies")
-    parser.add_argument("--eval", default=PROMPTS / "eval.jsonl")
-    parser.add_argument("--history-prompts", default=PROMPTS / "history.jsonl")
+    parser.add_argument("--prompts", "--eval", dest="eval",
+                        default=PROMPTS / "eval.jsonl",
+                        help="what is measured")
+    parser.add_argument("--history-prompts", default=PROMPTS / "history.jsonl",
+                        help="what teaches before")
     parser.add_argument("--max-tokens", default="16",
                         help="tokens generated for each prompt")
     parser.add_argument("--batch", default="1")
@@ -44,6 +52,8 @@ def arguments():
     parser.add_argument("--realtime", type=int, default=0, metavar="PRIORITY",
                         help="run the engine at this real-time priority (root)")
     parser.add_argument("--part", choices=PARTS, action="append")
+    parser.add_argument("--no-bars", action="store_true",
+                        help="exit with 0 though a bar is missed")
     return parser.parse_args()
 
 
@@ -133,11 +143,12 @@ class Bench:
             print(f"Link {link}: stall in ms a token by replay (by the engine),"
                   " hits, MB read in vain; gap to `oracle` in ms a token.\n")
             self.link_table(link)
-        self.bars()
+        clear = self.bars()
         if any(key.startswith("disk|") for key in self.results):
             print("The real disk, by the engine: stall in ms a token, hits, MB "
                   "read in vain.\n")
             self.disk_table()
+        return clear
 
     def header(self, more):
         cells = [f"{budget} {more}" for budget in self.budgets]
@@ -161,20 +172,26 @@ class Bench:
               " | ".join(closed) + " |\n")
 
     def bars(self):
-        """In how many cells `adaptive` stalls least of what a real policy can
-        do, ties within 2 %."""
+        """Prints in how many cells `adaptive` clears the bars, names the others
+        on stderr; whether all do."""
+        clear = True
         for kind in ("replay", "engine"):
-            cells = least = 0
+            cells = {}
             for budget, link in itertools.product(self.budgets, self.links):
-                stalls = {policy: row["stall_s"] for policy in self.policies
-                          if (row := self.get(kind, policy, budget, link))}
-                if len(stalls) < 2 or "adaptive" not in stalls:
-                    continue
-                cells += 1
-                least += stalls["adaptive"] <= 1.02 * min(stalls.values())
-            if cells:
-                print(f"By the {kind}, `adaptive` stalls least in {least} of "
-                      f"{cells} cells.\n")
+                cells[budget, link] = {
+                    policy: row["stall_s"]
+                    for policy in self.policies + ["oracle"]
+                    if (row := self.get(kind, policy, budget, link))}
+            compared, missed = bars.check(cells, self.budgets, self.links)
+            for cell, lines in missed.items():
+                for line in lines:
+                    print(f"missed by the {kind} at {cell}: {line}",
+                          file=sys.stderr)
+            if compared:
+                print(f"By the {kind}, `adaptive` clears all bars in "
+                      f"{compared - len(missed)} of {compared} cells.\n")
+            clear = clear and not missed
+        return clear
 
     def stall(self, policy, budget, link):
         row = self.get("replay", policy, budget, link)
@@ -212,9 +229,11 @@ def per_token(figures):
 def main():
     a = arguments()
     bench = Bench(a)
+    clear = True
     for part in PARTS:
         if not a.part or part in a.part:
-            getattr(bench, part)()
+            clear = getattr(bench, part)() is not False and clear
+    sys.exit(not clear and not a.no_bars)
 
 
 if __name__ == "__main__":
