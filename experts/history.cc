@@ -82,7 +82,7 @@ HistoryShape HistoryShapeOf(const TraceHeader& header, int32_t distance) {
       .num_experts = header.num_experts,
       .top_k = header.top_k,
       .hidden = header.hidden,
-      .numerics_id = header.numerics_id,
+      .fingerprint = header.fingerprint,
       .token_ids = TokenTableCapacity(header.num_layers, header.num_experts),
       .distance = distance};
 }
@@ -103,7 +103,7 @@ absl::Status CheckSameModel(std::string_view trace, const TraceHeader& header,
             number(shape.num_experts)},
       Field{"experts of a token", number(header.top_k), number(shape.top_k)},
       Field{"hidden size", number(header.hidden), number(shape.hidden)},
-      Field{"fingerprint", header.numerics_id, shape.numerics_id}};
+      Field{"fingerprint", header.fingerprint, shape.fingerprint}};
   for (const Field& field : fields) {
     if (field.found == field.wanted) continue;
     return absl::FailedPreconditionError(absl::StrFormat(
@@ -182,7 +182,7 @@ std::string History::Serialize() const {
   out.Put(shape_.num_experts);
   out.Put(shape_.top_k);
   out.Put(shape_.hidden);
-  out.Put(shape_.numerics_id);
+  out.Put(shape_.fingerprint);
   out.PutArray(std::span(popularity_));
   out.Put(static_cast<uint32_t>(mixers_.size()));
   for (const Mixer& mixer : mixers_) out.PutArray(mixer.weights());
@@ -216,10 +216,10 @@ absl::Status History::Parse(std::string_view text) {
                           in.Get<int32_t>() == shape_.num_experts &&
                           in.Get<int32_t>() == shape_.top_k &&
                           in.Get<int32_t>() == shape_.hidden &&
-                          in.Get<uint64_t>() == shape_.numerics_id;
+                          in.Get<uint64_t>() == shape_.fingerprint;
   if (!same_shape) {
     return absl::FailedPreconditionError(
-        "the history belongs to another model or numerics: use one file for "
+        "the history belongs to another model: use one file for "
         "each");
   }
   if (format == MapFormat::kCompact && shape_.format == MapFormat::kExact) {

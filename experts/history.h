@@ -21,7 +21,7 @@ struct HistoryShape {
   int32_t num_experts = 0;
   int32_t top_k = 0;
   int32_t hidden = 0;
-  uint64_t numerics_id = 0;   // of the model whose gates are remembered
+  uint64_t fingerprint = 0;   // of the model whose gates are remembered
   int32_t iterations = 1000;  // maps of single tokens
   int32_t sequences = 1000;   // maps of whole sequences
   int32_t token_ids = 16384;

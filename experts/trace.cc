@@ -20,7 +20,9 @@ namespace portolan {
 namespace {
 
 constexpr std::string_view kMagic = "PTLTRACE";
-constexpr uint32_t kVersion = 1;
+constexpr uint32_t kVersion = 2;
+// Had the fingerprint where the numerics id is now.
+constexpr uint32_t kOldVersion = 1;
 constexpr uint32_t kHeaderBlock = 1;
 constexpr uint32_t kEmbeddingBlock = 2;
 constexpr uint32_t kStepBlock = 3;
@@ -56,6 +58,7 @@ void Encode(const TraceHeader& header, ByteWriter& out) {
   out.Put(header.expert_bytes);
   out.Put(header.expert_memory_bytes);
   out.Put(header.numerics_id);
+  out.Put(header.fingerprint);
   out.Put(header.link_bytes_per_second);
   out.Put(header.link_latency_s);
   out.PutString(header.model);
@@ -88,7 +91,7 @@ bool IsSane(const TraceHeader& h) {
 
 absl::StatusOr<TraceHeader> DecodeHeader(ByteReader in) {
   const auto version = in.Get<uint32_t>();
-  if (version != kVersion) {
+  if (version != kVersion && version != kOldVersion) {
     return absl::DataLossError(absl::StrCat("trace version ", version,
                                             ", this program reads version ",
                                             kVersion, ": record it again"));
@@ -102,7 +105,8 @@ absl::StatusOr<TraceHeader> DecodeHeader(ByteReader in) {
   header.num_ranks = in.Get<int32_t>();
   header.expert_bytes = in.Get<int64_t>();
   header.expert_memory_bytes = in.Get<int64_t>();
-  header.numerics_id = in.Get<uint64_t>();
+  if (version != kOldVersion) header.numerics_id = in.Get<uint64_t>();
+  header.fingerprint = in.Get<uint64_t>();
   header.link_bytes_per_second = in.Get<double>();
   header.link_latency_s = in.Get<double>();
   header.model = in.GetString();

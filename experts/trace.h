@@ -37,7 +37,11 @@ struct TraceHeader {
   int32_t num_ranks = 1;
   int64_t expert_bytes = 0;         // a slot
   int64_t expert_memory_bytes = 0;  // the budget of a rank in force
+  // Of the run: what its ranks agreed on; 0 if the file is of version 1, which
+  // has none. Runs of one model with unlike numerics route alike but for
+  // rounding, so a history and a plan ask for the fingerprint alone.
   uint64_t numerics_id = 0;
+  uint64_t fingerprint = 0;          // of the model
   double link_bytes_per_second = 0;  // 0: not throttled
   double link_latency_s = 0;
   std::string model = {};   // as given to --model

@@ -17,12 +17,13 @@ namespace {
 bool SameModel(const TraceHeader& a, const TraceHeader& b) {
   return a.num_layers == b.num_layers && a.num_experts == b.num_experts &&
          a.top_k == b.top_k && a.hidden == b.hidden &&
-         a.numerics_id == b.numerics_id;
+         a.fingerprint == b.fingerprint;
 }
 
 // What differs between the headers of files that belong together; else empty.
 std::string Difference(const TraceHeader& a, const TraceHeader& b) {
   if (!SameModel(a, b)) return "are of different models";
+  if (a.numerics_id != b.numerics_id) return "are of unlike numerics";
   if (a.expert_bytes != b.expert_bytes) return "have experts of unlike sizes";
   if (a.lookahead != b.lookahead) return "hold unlike look-aheads of the gates";
   if (a.num_ranks != b.num_ranks) return "are of unlike numbers of ranks";

@@ -178,7 +178,7 @@ HistoryShape HistoryShapeOf(const JobOptions& options, const Model& model) {
           .num_experts = config.num_experts,
           .top_k = config.top_k,
           .hidden = static_cast<int32_t>(config.hidden),
-          .numerics_id = model.fingerprint,
+          .fingerprint = model.fingerprint,
           .iterations = options.history_capacity,
           .sequences = options.history_capacity,
           .token_ids =

@@ -255,7 +255,8 @@ absl::Status RankRuntime::WireTrace() {
   header.expert_bytes =
       ExpertSlotBytes(model_.experts.shape(), options_.weights);
   header.expert_memory_bytes = cache_->budget_bytes();
-  header.numerics_id = model_.fingerprint;
+  header.numerics_id = numerics_id();
+  header.fingerprint = model_.fingerprint;
   if (!options_.expert_link.empty()) {
     PORTOLAN_ASSIGN_OR_RETURN(const LinkSpec link,
                               ParseLinkSpec(options_.expert_link));

@@ -20,7 +20,7 @@ constexpr HistoryShape kShape{.num_layers = 2,
                               .num_experts = 4,
                               .top_k = 2,
                               .hidden = 3,
-                              .numerics_id = 17,
+                              .fingerprint = 17,
                               .iterations = 4,
                               .sequences = 4,
                               .token_ids = 8};
@@ -110,7 +110,7 @@ HistoryShape WideShape(MapFormat format) {
           .num_experts = 12,
           .top_k = 2,
           .hidden = 3,
-          .numerics_id = 17,
+          .fingerprint = 17,
           .iterations = 4,
           .sequences = 4,
           .token_ids = 8,
@@ -225,7 +225,7 @@ TEST_F(HistoryFileTest, AFormatThatIsNoneIsNoticedBehindARightChecksum) {
 
 TEST_F(HistoryFileTest, AnotherModelOrShapeIsRefused) {
   ASSERT_TRUE(Experienced().Save(path_).ok());
-  for (const auto& change : {+[](HistoryShape& s) { s.numerics_id = 18; },
+  for (const auto& change : {+[](HistoryShape& s) { s.fingerprint = 18; },
                              +[](HistoryShape& s) { s.num_layers = 3; },
                              +[](HistoryShape& s) { s.num_experts = 5; },
                              +[](HistoryShape& s) { s.top_k = 1; },

@@ -52,7 +52,7 @@ HistoryShape Shape(int32_t capacity, MapFormat format) {
           .num_experts = 40,
           .top_k = 3,
           .hidden = 100,
-          .numerics_id = 1,
+          .fingerprint = 1,
           .iterations = capacity,
           .sequences = capacity,
           .token_ids = 500,

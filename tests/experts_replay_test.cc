@@ -4,6 +4,7 @@
 #include "absl/strings/str_cat.h"
 #include "experts/ownership.h"
 #include "experts/replay.h"
+#include "experts/trace_join.h"
 #include "tests/synthetic_trace.h"
 
 namespace portolan {
@@ -192,6 +193,42 @@ TEST_P(AdversarialTest, AdaptiveIsNeverWorseThanLruByMoreThanNoise) {
   }
 }
 
+// `batch` sequences decoded together, each as the options say but for its seed.
+Trace BatchedTrace(SyntheticOptions options, int32_t batch) {
+  std::vector<NamedTrace> sequences;
+  for (int32_t i = 0; i < batch; ++i) {
+    Trace trace = SyntheticTrace(options);
+    trace.header.num_ranks = batch;
+    for (TraceStep& step : trace.steps) {
+      for (TraceSlice& slice : step.slices) {
+        slice.rank = i;
+        slice.sequence = slice.sequence * batch + i;
+      }
+    }
+    sequences.push_back({absl::StrCat(i), std::move(trace)});
+    ++options.seed;
+  }
+  Trace joined = *JoinTraces(std::move(sequences));
+  joined.header.num_ranks = 1;
+  return joined;
+}
+
+TEST_P(AdversarialTest, NorWithABatchOnSeveralRanks) {
+  const Trace trace = BatchedTrace(GetParam().options, 4);
+  for (const char* memory : {"50%", "25%"}) {
+    for (const char* link : {"1GB/s,50us", "200MB/s,200us"}) {
+      ReplayOptions options = Options(memory, link);
+      options.num_ranks = 2;
+      const absl::Duration lru = MustReplay(trace, "lru", options).lost();
+
+      const absl::Duration adaptive =
+          MustReplay(trace, "adaptive", options).lost();
+
+      EXPECT_LE(adaptive, 1.02 * lru) << memory << " " << link;
+    }
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(
     Traces, AdversarialTest,
     ::testing::Values(
@@ -271,13 +308,13 @@ TEST(ReplayTest, RefusesTheHistoryOfAnotherModelNamingTheOddField) {
   HistoryShape chosen = own;
   chosen.top_k += 1;
   HistoryShape fingerprint = own;
-  fingerprint.numerics_id += 1;
+  fingerprint.fingerprint += 1;
   const std::vector<std::pair<HistoryShape, std::string>> others = {
       {experts, "experts of a layer 16, wanted is 32"},
       {layers, "layers 4, wanted is 3"},
       {hidden, "hidden size 8, wanted is 0"},
       {chosen, "experts of a token 2, wanted is 3"},
-      {fingerprint, "fingerprint 7, wanted is 8"}};
+      {fingerprint, "fingerprint 8, wanted is 9"}};
   for (const auto& [shape, message] : others) {
     History history(shape);
 

@@ -85,7 +85,7 @@ TEST(JoinTracesTest, AReplayOfTwoRunsNeedsWhatBothNeeded) {
 }
 
 TEST(JoinTracesTest, RefusesFilesOfDifferentModelsNamingBoth) {
-  for (const auto& change : {+[](TraceHeader& h) { h.numerics_id += 1; },
+  for (const auto& change : {+[](TraceHeader& h) { h.fingerprint += 1; },
                              +[](TraceHeader& h) { h.num_layers += 1; },
                              +[](TraceHeader& h) { h.top_k += 1; }}) {
     Trace other = OfRank(0, 1);
@@ -99,6 +99,8 @@ TEST(JoinTracesTest, RefusesFilesOfDifferentModelsNamingBoth) {
 TEST(JoinTracesTest, RefusesRunsOfUnlikeRanksSlotsOrLookahead) {
   Trace slots = OfRank(0, 1);
   slots.header.expert_bytes *= 2;
+  Trace numerics = OfRank(0, 1);
+  numerics.header.numerics_id += 1;
   Trace lookahead = OfRank(0, 1);
   lookahead.header.lookahead = 0;
 
@@ -106,6 +108,8 @@ TEST(JoinTracesTest, RefusesRunsOfUnlikeRanksSlotsOrLookahead) {
               HasSubstr("ranks"));
   EXPECT_THAT(ErrorOf({{"one", OfRank(0, 1)}, {"two", slots}}),
               HasSubstr("sizes"));
+  EXPECT_THAT(ErrorOf({{"one", OfRank(0, 1)}, {"two", numerics}}),
+              HasSubstr("unlike numerics"));
   EXPECT_THAT(ErrorOf({{"one", OfRank(0, 1)}, {"two", lookahead}}),
               HasSubstr("look-ahead"));
 }

@@ -80,6 +80,30 @@ void ExpectSame(const TraceStep& a, const TraceStep& b) {
   }
 }
 
+TEST(TraceTest, AFileOfVersionOneHasAFingerprintAndNoNumericsId) {
+  const Trace written = SyntheticTrace({.num_steps = 2});
+  std::string file = ReadBytes(WriteTrace(written, "old"));
+  // Magic, {kind, bytes, checksum}, then version, six sizes, two of memory.
+  constexpr size_t kBegin = 8 + 16;
+  uint32_t bytes = 0;
+  std::memcpy(&bytes, file.data() + 8 + 4, sizeof(bytes));
+  std::string header = file.substr(kBegin, bytes);
+  header[0] = 1;
+  header.erase(4 + 6 * 4 + 2 * 8, 8);
+  const auto length = static_cast<uint32_t>(header.size());
+  const uint64_t sum = Hash64(Bytes(header), 1);
+  std::memcpy(file.data() + 8 + 4, &length, sizeof(length));
+  std::memcpy(file.data() + 8 + 8, &sum, sizeof(sum));
+  file.replace(kBegin, bytes, header);
+
+  const auto read = ParseTrace(Bytes(file));
+
+  ASSERT_TRUE(read.ok()) << read.status();
+  EXPECT_EQ(read->header.fingerprint, written.header.fingerprint);
+  EXPECT_EQ(read->header.numerics_id, 0u);
+  EXPECT_EQ(read->steps.size(), 2u);
+}
+
 TEST(TraceTest, ReadsBackWhatWasWritten) {
   const Trace written = SyntheticTrace({.num_steps = 50});
 
@@ -89,6 +113,7 @@ TEST(TraceTest, ReadsBackWhatWasWritten) {
   EXPECT_EQ(read->torn_bytes, 0);
   EXPECT_EQ(read->header.expert_bytes, written.header.expert_bytes);
   EXPECT_EQ(read->header.numerics_id, written.header.numerics_id);
+  EXPECT_EQ(read->header.fingerprint, written.header.fingerprint);
   ASSERT_EQ(read->steps.size(), written.steps.size());
   for (size_t i = 0; i < read->steps.size(); ++i) {
     ExpectSame(read->steps[i], written.steps[i]);
@@ -194,8 +219,8 @@ std::string WithHeader(const TraceHeader& header, std::string_view name) {
   EXPECT_TRUE(TraceWriter::Create(path, sound).ok());
   std::string bytes = ReadBytes(path);
   constexpr size_t kPayload = 8 + 16;  // magic, head of the block
+  constexpr size_t kVersion = 4;
   ByteWriter fields;
-  fields.Put(uint32_t{1});
   fields.Put(header.num_layers);
   fields.Put(header.num_experts);
   fields.Put(header.top_k);
@@ -204,7 +229,7 @@ std::string WithHeader(const TraceHeader& header, std::string_view name) {
   fields.Put(header.num_ranks);
   fields.Put(header.expert_bytes);
   fields.Put(header.expert_memory_bytes);
-  std::memcpy(bytes.data() + kPayload, fields.bytes().data(),
+  std::memcpy(bytes.data() + kPayload + kVersion, fields.bytes().data(),
               fields.bytes().size());
   const uint64_t sum = Hash64(Bytes(bytes).subspan(kPayload), 1);
   std::memcpy(bytes.data() + kPayload - sizeof(sum), &sum, sizeof(sum));

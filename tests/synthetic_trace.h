@@ -41,6 +41,7 @@ inline TraceHeader SyntheticHeader() {
   header.expert_bytes = 100000;
   header.expert_memory_bytes = 64 * header.expert_bytes;
   header.numerics_id = 7;
+  header.fingerprint = 8;
   return header;
 }
 

@@ -21,7 +21,7 @@ constexpr HistoryShape Shape(MapFormat format) {
           .num_experts = 4,
           .top_k = 1,
           .hidden = 3,
-          .numerics_id = 1,
+          .fingerprint = 1,
           .iterations = 4,
           .sequences = 4,
           .token_ids = 16,
