@@ -301,6 +301,9 @@ void AddGenerateCommand(CLI::App& app, int& exit_code) {
           "JSONL file: {\"id\",\"prompt\", sampling fields} a line");
   input->require_option(1);
   AddSamplingOptions(*command, options->wishes);
+  AddFlag(*command, "--seed", options->wishes.seed,
+          "Seed of every prompt without one of its own (default: 0)")
+      ->check(CLI::NonNegativeNumber);
   AddSetter<std::string>(
       *command, "--format",
       [options](const std::string& format) {

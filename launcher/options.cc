@@ -368,9 +368,6 @@ void AddSamplingOptions(CLI::App& command, SamplingWishes& wishes) {
       command, "--logprobs", wishes.logprobs,
       "Return the log-probabilities of the chosen and of N likeliest tokens")
       ->check(CLI::Range(0, 5));
-  AddFlag(command, "--seed", wishes.seed,
-          "Seed of every prompt without one of its own (default: 0)")
-      ->check(CLI::NonNegativeNumber);
   AddFlag(command, "--stop", wishes.stop,
           "End before this text; may be given several times");
   AddFlag(command, "--stop-token-ids", wishes.stop_token_ids,

@@ -118,6 +118,7 @@ void AddHistoryOptions(CLI::App& command, MapFormat& format, int32_t& capacity);
 
 void AddWorldOptions(CLI::App& command, WorldOptions& options);
 void AddJobOptions(CLI::App& command, JobOptions& options);
+// All but the seed: a service draws one for each request that has none.
 void AddSamplingOptions(CLI::App& command, SamplingWishes& wishes);
 
 }  // namespace portolan

@@ -13,6 +13,7 @@
 #include "launcher/requests.h"
 #include "launcher/wiring.h"
 #include "runtime/agent/rank_agent.h"
+#include "runtime/agent/wire.h"
 #include "tests/model_fixture.h"
 
 namespace portolan {
@@ -417,6 +418,25 @@ TEST(RankAgentTest, ARequestCancelledWhileItIsTokenisedNeverRuns) {
         EXPECT_THAT(rank.answer("long").tokens, IsEmpty());
       },
       std::ref(tokenizer));
+}
+
+TEST(WireTest, DefaultsOfTheCommandLineTravelWhole) {
+  TextRequest defaults;
+  defaults.max_tokens = 7;
+  defaults.sampling.temperature = 0.5;
+  defaults.stops = {"end"};
+  defaults.stop_token_ids = {3, 4};
+  defaults.num_logprobs = 2;
+
+  const v1::SamplingParams params = ToProto(defaults);
+
+  EXPECT_EQ(params.max_tokens(), 7u);
+  EXPECT_EQ(params.temperature(), 0.5);
+  EXPECT_EQ(params.stop(0), "end");
+  EXPECT_EQ(params.stop_token_ids_size(), 2);
+  EXPECT_EQ(params.logprobs(), 2u);
+  // Drawn for each request.
+  EXPECT_FALSE(params.has_seed());
 }
 
 }  // namespace

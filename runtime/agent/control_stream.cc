@@ -25,6 +25,9 @@ constexpr absl::Duration kConnectTimeout = absl::Seconds(5);
 // Each of them stands for all attempts of the channel within kConnectTimeout.
 constexpr int kMaxHangUps = 2;
 
+// For so long the place of this rank may be held by what it was before.
+constexpr absl::Duration kTakenFor = absl::Seconds(60);
+
 absl::Status FromGrpc(const grpc::Status& status) {
   return absl::Status(static_cast<absl::StatusCode>(status.error_code()),
                       status.error_message());
@@ -32,7 +35,7 @@ absl::Status FromGrpc(const grpc::Status& status) {
 
 }  // namespace
 
-absl::Duration Backoff::Next() {
+absl::Duration ReconnectDelay::Next() {
   const absl::Duration whole =
       std::min(kFirstWait * (1 << std::min(attempt_++, 20)), kLongestWait);
   return whole * (1 - UniformAt(seed_, draws_++) / 2);
@@ -58,7 +61,7 @@ class ControlStream::Impl {
       : address_(address),
         agent_(agent),
         notice_(std::move(notice)),
-        backoff_(seed),
+        delay_(seed),
         channel_(MakeChannel(address)),
         stub_(v1::Control::NewStub(channel_)) {
     agent_.SetNotify([this] { Notify(); });
@@ -94,24 +97,43 @@ class ControlStream::Impl {
       agent_.Disconnect();
       if (Stopping()) return;
       if (agent_.said_goodbye()) break;
-      if (!IsWorthRetrying(status)) {
+      if (!IsWorthRetrying(status) || IsTaken(status)) {
         agent_.Fail(absl::Status(
             status.code(),
             absl::StrCat("the coordinator at ", address_.address,
                          " refuses this rank: ", status.message())));
         break;
       }
-      if (!lost_) {
-        notice_(absl::StrCat("no coordinator at ", address_.address, " (",
-                             status.message(), "); trying again"));
-      }
+      if (!lost_) notice_(Notice(status));
       lost_ = true;
-      WaitUntil(SteadyNow() + backoff_.Next());
+      WaitUntil(SteadyNow() + delay_.Next());
       if (Stopping()) return;
     }
     MutexLock lock(mu_);
     finished_ = true;
     changed_.NotifyAll();
+  }
+
+  // Another job of this name is there to stay: what a rank that died left
+  // behind is gone after --rank-timeout.
+  bool IsTaken(const absl::Status& status) {
+    if (!absl::IsAlreadyExists(status)) {
+      taken_since_ = absl::InfiniteFuture();
+      return false;
+    }
+    taken_since_ = std::min(taken_since_, SteadyNow());
+    return SteadyNow() - taken_since_ > kTakenFor;
+  }
+
+  std::string Notice(const absl::Status& status) const {
+    if (absl::IsAlreadyExists(status)) {
+      return absl::StrCat("the coordinator at ", address_.address,
+                          " has this rank already (", status.message(),
+                          "); trying again for a while; jobs that run beside "
+                          "each other need a --job of their own");
+    }
+    return absl::StrCat("no coordinator at ", address_.address, " (",
+                        status.message(), "); trying again");
   }
 
   // One stream, from its opening to its end.
@@ -184,7 +206,7 @@ class ControlStream::Impl {
   }
 
   void Found() {
-    backoff_.Reset();
+    delay_.Reset();
     was_attached_ = true;
     if (lost_) notice_(absl::StrCat("attached to ", address_.address));
     lost_ = false;
@@ -246,7 +268,9 @@ class ControlStream::Impl {
   const CoordinatorAddress address_;
   RankAgent& agent_;
   const std::function<void(const std::string&)> notice_;
-  Backoff backoff_;  // by the reader while a stream is open, else by thread_
+  ReconnectDelay
+      delay_;  // by the reader while a stream is open, else by thread_
+  absl::Time taken_since_ = absl::InfiniteFuture();
   std::atomic<bool> lost_{false};
   std::atomic<bool> was_attached_{false};
   int num_hang_ups_ = 0;            // in a row, before the first attachment

@@ -25,9 +25,9 @@ struct CoordinatorAddress {
 // Which wait comes before the next attempt to reach the coordinator: twice as
 // long each time, up to a limit, less a random part so that the ranks of a job
 // do not come all at once. Pure.
-class Backoff {
+class ReconnectDelay {
  public:
-  explicit Backoff(uint64_t seed) : seed_(seed) {}
+  explicit ReconnectDelay(uint64_t seed) : seed_(seed) {}
   absl::Duration Next();
   void Reset() { attempt_ = 0; }
 

@@ -62,6 +62,12 @@ v1::SamplingParams ToProto(const TextRequest& defaults) {
   params.set_top_k(static_cast<uint32_t>(sampling.top_k));
   params.set_min_p(sampling.min_p);
   for (const std::string& stop : defaults.stops) params.add_stop(stop);
+  for (const int32_t token : defaults.stop_token_ids) {
+    params.add_stop_token_ids(token);
+  }
+  if (defaults.num_logprobs.has_value()) {
+    params.set_logprobs(static_cast<uint32_t>(*defaults.num_logprobs));
+  }
   params.set_ignore_eos(defaults.ignore_eos);
   params.set_repetition_penalty(sampling.repetition_penalty);
   params.set_presence_penalty(sampling.presence_penalty);

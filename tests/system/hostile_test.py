@@ -93,6 +93,8 @@ class HostileTest(unittest.TestCase):
                 (self.generate("--prompt", "x", "--wings"), "--wings"),
                 (self.generate("--prompt"), "--prompt"),
                 (self.generate("--prompt", "x", "stray"), "stray"),
+                (["serve", "--model", portolan.MODEL, "--data-dir", "x",
+                  "--seed", "1"], "--seed"),
                 (["bench"], "ubcommand"),
                 (["bench", "model"], "--model"),
                 (["replay"], "--")):
