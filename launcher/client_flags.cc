@@ -4,6 +4,7 @@
 #include <iostream>
 #include <iterator>
 #include <memory>
+#include <nlohmann/json.hpp>
 #include <utility>
 
 #include "CLI/CLI.hpp"
@@ -61,6 +62,15 @@ void AddPenaltyFields(CLI::App& command, v1::SamplingParams& params) {
       command, "--ignore-eos",
       [&params](int64_t) { params.set_ignore_eos(true); },
       "Go on past the end-of-sequence token");
+}
+
+bool IsUtf8(const std::string& text) {
+  try {
+    nlohmann::json(text).dump();  // which insists on it
+  } catch (const nlohmann::json::type_error&) {
+    return false;
+  }
+  return true;
 }
 
 }  // namespace
@@ -145,6 +155,10 @@ absl::StatusOr<v1::GenerateRequest> MakeRequest(const RequestFlags& flags) {
   }
   if (request.text().empty()) {
     return absl::InvalidArgumentError("--prompt: the prompt is empty");
+  }
+  if (!IsUtf8(request.text())) {
+    return absl::InvalidArgumentError(
+        "--prompt: the prompt is not valid UTF-8; convert it first (iconv)");
   }
   if (flags.timeout_s > 0) {
     const auto whole = static_cast<int64_t>(flags.timeout_s);

@@ -143,9 +143,23 @@ class Run {
   absl::Status Serve(const BatchLine& line, std::string& request_id,
                      std::string& result) {
     PORTOLAN_RETURN_IF_ERROR(line.status);
+    // A request that failed for good keeps its key: the next one has another.
+    for (int attempt = 1;; ++attempt) {
+      std::string key = absl::StrCat(options_.key_prefix, line.custom_id);
+      if (attempt > 1) absl::StrAppend(&key, "#", attempt);
+      bool failed_before = false;
+      const absl::Status status =
+          ServeAs(key, line, request_id, result, failed_before);
+      if (!failed_before) return status;
+    }
+  }
+
+  // failed_before: the key is that of an earlier request, which has failed.
+  absl::Status ServeAs(const std::string& key, const BatchLine& line,
+                       std::string& request_id, std::string& result,
+                       bool& failed_before) {
     v1::GenerateRequest request = line.request;
-    request.set_idempotency_key(
-        absl::StrCat(options_.key_prefix, line.custom_id));
+    request.set_idempotency_key(key);
     const absl::Time created = absl::Now();
     absl::StatusOr<v1::SubmitResponse> accepted = client_.Submit(request);
     if (absl::IsAlreadyExists(accepted.status())) {
@@ -159,7 +173,9 @@ class Run {
         accepted->request_id(), 0, absl::InfiniteFuture(), nullptr);
     PORTOLAN_RETURN_IF_ERROR(transcript.status());
     request_id = accepted->request_id();
-    PORTOLAN_RETURN_IF_ERROR(transcript->Outcome());
+    const absl::Status outcome = transcript->Outcome();
+    failed_before = accepted->existed() && !outcome.ok();
+    PORTOLAN_RETURN_IF_ERROR(outcome);
     result = BatchResult(line.custom_id, request.model(), created, *transcript);
     return absl::OkStatus();
   }

@@ -154,7 +154,10 @@ absl::Status Client::WaitToRetry(const grpc::Status& status, Backoff& backoff,
   const std::optional<absl::Duration> delay =
       backoff.Next(now, RetryDelay(status));
   if (!delay.has_value() || now + *delay > deadline) return failure;
-  if (status.error_code() != grpc::StatusCode::UNAVAILABLE) answered_ = true;
+  if (status.error_code() != grpc::StatusCode::UNAVAILABLE ||
+      RetryDelay(status).has_value()) {
+    answered_ = true;
+  }
   if (!answered_ && now + *delay > created_ + options_.wait_for_server) {
     return failure;
   }

@@ -48,8 +48,12 @@ absl::StatusOr<std::string> ReadToken(const std::string& path) {
 }
 
 bool IsLoopback(absl::string_view coordinator) {
-  return absl::StartsWith(coordinator, "localhost:") ||
-         absl::StartsWith(coordinator, "127.") ||
+  const absl::string_view host = coordinator.substr(0, coordinator.rfind(':'));
+  // And no name that only begins so.
+  const bool is_address =
+      host.find_first_not_of("0123456789.") == absl::string_view::npos;
+  return host == "localhost" ||
+         (is_address && absl::StartsWith(host, "127.")) ||
          absl::StartsWith(coordinator, "[::1]:") ||
          absl::StartsWith(coordinator, "unix:");
 }

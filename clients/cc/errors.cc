@@ -1,6 +1,5 @@
 #include "clients/cc/errors.h"
 
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "proto/rpc_status.pb.h"
 
@@ -23,10 +22,9 @@ std::string Unreachable(std::string_view coordinator,
 std::string Remedy(const grpc::Status& status, std::string_view coordinator) {
   switch (status.error_code()) {
     case grpc::StatusCode::UNAVAILABLE:
-      // A draining coordinator has something to say itself.
-      return absl::StrContains(status.error_message(), "drain")
-                 ? status.error_message()
-                 : Unreachable(coordinator, status);
+      // A coordinator that asks to be tried again has said why.
+      return RetryDelay(status).has_value() ? status.error_message()
+                                            : Unreachable(coordinator, status);
     case grpc::StatusCode::UNAUTHENTICATED:
       return absl::StrCat(status.error_message(),
                           "; give the service's token with --token-file");

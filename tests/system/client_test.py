@@ -130,6 +130,23 @@ class GenerateTest(ClientCase):
         self.assertEqual(done.stdout, TEXT + "\n")
         self.assertIn("again in", done.stderr)
 
+    def test_a_service_that_shuts_down_speaks_for_itself(self):
+        self.server.refusals = [(grpc.StatusCode.UNAVAILABLE, 600)]
+        self.server.refusal_text = "the coordinator is shutting down"
+        done = self.run_client("generate", "--prompt", "Hello", "--retry-for",
+                               "2", code=1)
+        self.assertIn("error: the coordinator is shutting down", done.stderr)
+        self.assertNotIn("no answer", done.stderr)
+
+    def test_a_prompt_of_broken_text_is_refused_by_name(self):
+        done = subprocess.run(self.command("submit", "--prompt", "-"),
+                              env=self.environment(), input=b"caf\xe9",
+                              capture_output=True)
+        self.assertEqual(done.returncode, 1)
+        self.assertIn(b"error: --prompt", done.stderr)
+        self.assertIn(b"UTF-8", done.stderr)
+        self.assertEqual(self.server.calls, [])
+
     def test_a_busy_service_is_given_up_in_the_end(self):
         self.server.refusals = [(grpc.StatusCode.RESOURCE_EXHAUSTED, 600)]
         self.run_client("generate", "--prompt", "Hello", "--retry-for", "2",
@@ -291,6 +308,17 @@ class BatchTest(ClientCase):
         self.assertEqual(self.server.calls.count("Submit"), 3)
         self.assertEqual(len(self.server.requests), 6)
         self.assertIn("3 before", done.stderr)
+
+    def test_what_failed_is_made_anew_by_the_same_command(self):
+        self.input.write_text(line("c0") + line("c1"))
+        self.server.error = (grpc.StatusCode.INTERNAL, "poison")
+        self.batch(code=1)
+        self.assertEqual(self.results()["c0"]["error"]["code"], "INTERNAL")
+        self.server.error = None
+        self.batch()
+        for result in self.results().values():
+            self.assertIsNone(result["error"])
+        self.assertEqual(len(self.server.requests), 4)
 
     def test_an_interrupted_batch_goes_on(self):
         self.input.write_text("".join(line(f"c{n}") for n in range(20)))

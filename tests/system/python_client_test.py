@@ -166,6 +166,14 @@ class PythonClientTest(unittest.TestCase):
         self.assertEqual(raised.exception.code,
                          grpc.StatusCode.UNAUTHENTICATED)
 
+    def test_a_token_never_leaves_this_host_in_the_clear(self):
+        for address in ("example.org:50051", "192.0.2.1:50051", "[2001:db8::1]:1"):
+            with self.assertRaisesRegex(ValueError, "in the clear"):
+                Client(address, token="secret")
+            Client(address, token="secret", insecure=True).close()
+        for address in ("localhost:1", "127.0.0.1:1", "[::1]:1"):
+            Client(address, token="secret").close()
+
     def test_sampling_reaches_the_service_and_absent_stays_absent(self):
         self.client.submit("Hello", sampling=Sampling(
             temperature=0, stop="end", seed=0, ignore_eos=True))

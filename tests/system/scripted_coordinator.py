@@ -37,8 +37,10 @@ class ScriptedCoordinator(inference_pb2_grpc.InferenceServicer,
     def __init__(self, credentials=None, token=None):
         self.breaks = []
         self.refusals = []
+        self.refusal_text = "by script"
         self.skip_a_token = False
-        self.error = None  # (code, message) that ends every request
+        self.error = None  # (code, message) that ends requests made under it
+        self.errors = {}  # id -> the error that it ends with for ever
         self.token = token
         self.requests = {}  # id -> GenerateRequest
         self.keys = {}
@@ -75,7 +77,7 @@ class ScriptedCoordinator(inference_pb2_grpc.InferenceServicer,
             code, seconds = refusal
             if seconds is not None:
                 context.set_trailing_metadata(retry_details(seconds))
-            context.abort(code, "by script")
+            context.abort(code, self.refusal_text)
 
     def _accept(self, request, context):
         with self._lock:
@@ -87,6 +89,7 @@ class ScriptedCoordinator(inference_pb2_grpc.InferenceServicer,
                 return known, True
             request_id = f"r{len(self.requests)}"
             self.requests[request_id] = request
+            self.errors[request_id] = self.error
             if request.idempotency_key:
                 self.keys[request.idempotency_key] = request_id
             return request_id, False
@@ -116,8 +119,8 @@ class ScriptedCoordinator(inference_pb2_grpc.InferenceServicer,
         end.finish.ttft_s, end.finish.tpot_s = 0.25, 0.125
         end.finish.reason = pb.FINISH_REASON_LENGTH
         end.finish.text_tail = "!"
-        if self.error is not None:
-            code, message = self.error
+        if self.errors[request_id] is not None:
+            code, message = self.errors[request_id]
             end.finish.reason = pb.FINISH_REASON_ERROR
             end.finish.error.code = code.value[0]
             end.finish.error.message = message

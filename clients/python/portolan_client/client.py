@@ -1,5 +1,6 @@
 """The client itself."""
 
+import ipaddress
 import time
 import typing
 import uuid
@@ -29,6 +30,18 @@ _LAST_WORD_S = 2.0
 Prompt = typing.Union[str, typing.Sequence[int]]
 
 
+def _is_local(address: str) -> bool:
+    if address.startswith("unix:"):
+        return True
+    host = address.rpartition(":")[0].strip("[]")
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 class Client:
     """Talks to the coordinator at `address` (HOST:PORT).
 
@@ -39,7 +52,8 @@ class Client:
 
     `token` is the bearer token; `tls_ca` the service's authority, `tls_cert`
     and `tls_key` the client's own certificate, all as PEM bytes; `tls` alone
-    uses the system's authorities.
+    uses the system's authorities. Without TLS a token is sent to this host
+    only, unless `insecure` is true.
     """
 
     def __init__(self, address: str, *, token: typing.Optional[str] = None,
@@ -47,11 +61,17 @@ class Client:
                  tls_cert: typing.Optional[bytes] = None,
                  tls_key: typing.Optional[bytes] = None,
                  tls_server_name: typing.Optional[str] = None,
+                 insecure: bool = False,
                  retry_for: float = 60.0, call_timeout: float = 30.0):
         options = list(_OPTIONS)
+        uses_tls = bool(tls or tls_ca or tls_cert)
+        if token and not uses_tls and not insecure and not _is_local(address):
+            raise ValueError(
+                f"the token would travel to {address} in the clear; give tls "
+                "or tls_ca (or insecure=True)")
         if tls_server_name:
             options.append(("grpc.ssl_target_name_override", tls_server_name))
-        if tls or tls_ca or tls_cert:
+        if uses_tls:
             self._channel = grpc.secure_channel(
                 address,
                 grpc.ssl_channel_credentials(tls_ca, tls_key, tls_cert),
