@@ -48,6 +48,8 @@ def arguments():
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--policies", default=",".join(runs.POLICIES))
     parser.add_argument("--budgets", default="50%,25%,12.5%")
+    parser.add_argument("--engine-budgets", help="those that the engine runs "
+                        "(default: all of --budgets)")
     parser.add_argument("--links", default="1GB/s,50us;200MB/s,200us")
     parser.add_argument("--realtime", type=int, default=0, metavar="PRIORITY",
                         help="run the engine at this real-time priority (root)")
@@ -64,6 +66,7 @@ class Bench:
         self.work = self.runs.work
         self.policies = a.policies.split(",")
         self.budgets = a.budgets.split(",")
+        self.engine_budgets = (a.engine_budgets or a.budgets).split(",")
         self.links = a.links.split(";")
         self.history = self.work / "history"
         self.trace = self.work / "trace"
@@ -116,7 +119,7 @@ class Bench:
 
     def engine(self, kind="engine", links=None):
         for policy, budget, link in itertools.product(
-                self.policies, self.budgets, links or self.links):
+                self.policies, self.engine_budgets, links or self.links):
             if self.get(kind, policy, budget, link):
                 continue
             throttle = (["--expert-link", link, "--expert-source", "host"]
