@@ -168,8 +168,8 @@ class ReplayTest(unittest.TestCase):
         self.assertLess(recall(few), recall(others) - 0.1)
         self.assertGreater(recall(same), 0.98)
         for i in range(2):
-            self.assertGreater(same[i]["hit_rate"],
-                               nothing[i]["hit_rate"] + 0.02)
+            # By how much depends on the times of the recording.
+            self.assertGreater(same[i]["hit_rate"], nothing[i]["hit_rate"])
         for rows in (others, few, same):
             self.assertEqual(rows[2]["hits"], nothing[2]["hits"])
         # Runs are learnt one after the other.
