@@ -427,11 +427,11 @@ double MeasureReadBandwidth(ThreadPool& pool, int64_t pool_bytes) {
 }
 
 std::string FormatKernelBench(const std::vector<KernelBenchRow>& rows) {
-  std::string table = absl::StrFormat("%-16s %-8s %7s %5s %9s %9s %8s %7s\n",
+  std::string table = absl::StrFormat("%-16s %-10s %7s %5s %9s %9s %8s %7s\n",
                                       "# kernel", "path", "threads", "rows",
                                       "GB/s", "GFLOP/s", "% limit", "#wrong");
   for (const KernelBenchRow& row : rows) {
-    absl::StrAppendFormat(&table, "%-16s %-8s %7d %5d %9.1f %9.1f %8.0f %7d\n",
+    absl::StrAppendFormat(&table, "%-16s %-10s %7d %5d %9.1f %9.1f %8.0f %7d\n",
                           row.name, row.path, row.num_threads, row.m, row.gb_s,
                           row.gflop_s, row.percent_of_limit, row.wrong);
   }

@@ -15,11 +15,13 @@ point is `portolan bench model`, which warms up and then measures: the median of
 
 import argparse
 import json
+import os
 import pathlib
 import sys
 import tempfile
 from math import log
 
+import cliffs
 import machine
 import make_model
 
@@ -74,6 +76,7 @@ def measure(args, axis, point):
     return {
         "axis": axis, "point": point, "cpu": report["cpu"],
         "kernels": report["kernels"], "threads": report["threads"],
+        "cpus": len(os.sched_getaffinity(0)),
         **{phase: report[f"{phase}_tokens_per_s"]
            for phase in ("prefill", "decode")}}
 
@@ -87,19 +90,14 @@ def points_of(lines, axis, phase):
 
 
 def find_cliffs(lines, factor):
-    """Neighbours whose speed changes more than the axis changes, times
-    `factor`, or falls that much where it should not fall."""
-    cliffs = []
+    cpus = {line["axis"]: line.get("cpus", os.cpu_count()) for line in lines}
+    found = []
     for axis in AXES:
         for phase in ("prefill", "decode"):
-            points = points_of(lines, axis, phase)
-            for (a, before, *_), (b, after, *_) in zip(points, points[1:]):
-                most = b / a * factor
-                if not 1 / most < after / before < most:
-                    cliffs.append(
-                        f"{axis} {a} -> {b}: {phase} {before:.0f} -> "
-                        f"{after:.0f} tokens/s")
-    return cliffs
+            points = [(point, median)
+                      for point, median, *_ in points_of(lines, axis, phase)]
+            found += cliffs.find(axis, phase, points, factor, cpus.get(axis))
+    return found
 
 
 def print_table(lines):
