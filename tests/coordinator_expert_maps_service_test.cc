@@ -238,7 +238,7 @@ TEST(ExpertMapsServiceTest, AFieldThatIsNotKnownIsRefusedOnBothCalls) {
 }
 
 TEST(ExpertMapsServiceTest, WhoMayNotIsRefusedOnBothCalls) {
-  Server server({}, [](grpc::ServerContextBase&) {
+  Server server({}, [](grpc::ServerContextBase&, const grpc::ByteBuffer&) {
     return grpc::Status(grpc::StatusCode::UNAUTHENTICATED, "no token");
   });
 

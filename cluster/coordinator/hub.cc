@@ -3,9 +3,9 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "absl/time/clock.h"
 #include "runtime/base/check.h"
 #include "runtime/base/status_macros.h"
+#include "runtime/base/steady_now.h"
 
 namespace portolan {
 namespace {
@@ -327,10 +327,10 @@ void RequestHub::CheckDrained() {
 }
 
 bool RequestHub::WaitDrained(absl::Duration grace) {
-  const absl::Time deadline = absl::Now() + grace;
+  const absl::Time deadline = SteadyNow() + grace;
   MutexLock lock(mu_);
   while (!drained_) {
-    const absl::Duration left = deadline - absl::Now();
+    const absl::Duration left = deadline - SteadyNow();
     if (left <= absl::ZeroDuration()) return false;
     drained_changed_.WaitFor(mu_, left);
   }

@@ -87,8 +87,9 @@ class RequestHub {
   void RankCame(std::shared_ptr<RankStream> stream);
   void RankSent(const RankStream* stream, v1::RankMessage message);
   void RankWritten(const RankStream* stream, bool ok);
-  // Nothing more will come from it.
-  void RankGone(const RankStream* stream);
+  // Nothing more will come from it, and why.
+  void RankGone(const RankStream* stream,
+                absl::Status why = absl::CancelledError("the rank went away"));
 
   // No new requests are accepted or given to ranks.
   void Drain();

@@ -381,11 +381,11 @@ void RequestHub::RankWritten(const RankStream* stream, bool ok) {
   });
 }
 
-void RequestHub::RankGone(const RankStream* stream) {
-  Post([this, stream] {
+void RequestHub::RankGone(const RankStream* stream, absl::Status why) {
+  Post([this, stream, why = std::move(why)]() mutable {
     Session* session = FindSession(stream);
     if (session == nullptr || session->end) return;
-    EndSession(*session, absl::CancelledError("the rank went away"));
+    EndSession(*session, std::move(why));
   });
 }
 

@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "runtime/base/steady_now.h"
 
 namespace portolan {
 namespace {
@@ -368,7 +369,7 @@ void Telemetry::Refused(std::string_view address, std::string_view cause,
 }
 
 bool Telemetry::IsNews(std::string what) {
-  const absl::Time now = absl::Now();
+  const absl::Time now = SteadyNow();
   MutexLock lock(mu_);
   std::erase_if(told_, [&](const auto& entry) {
     return entry.second + kTellAgain <= now;

@@ -192,10 +192,18 @@ class NonsenseTest(SecurityTest):
     def test_a_message_that_is_too_long_is_refused(self):
         coordinator = self.start("--max-message-bytes", 100_000)
         client = self.connect(coordinator)
-        self.assertEqual(
-            refused(client, lambda c: c.submit("x" * 1_000_000)),
-            grpc.StatusCode.RESOURCE_EXHAUSTED)
+
+        def send_long_ones():
+            for length in (100_001, 1_000_000):
+                for call in (lambda c: c.submit("x" * length),
+                             lambda c: c.generate("x" * length),
+                             lambda c: c.get("x" * length)):
+                    self.assertEqual(refused(client, call),
+                                     grpc.StatusCode.RESOURCE_EXHAUSTED)
+
+        self.assertNoLeak(coordinator, send_long_ones)
         client.submit("x" * 1000)
+        self.assertTold(coordinator, oversized_message=1)
 
     def test_garbage_bytes_hurt_nobody(self):
         coordinator = self.start()

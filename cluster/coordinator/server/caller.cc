@@ -4,6 +4,7 @@
 #include <string_view>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "cluster/coordinator/call_headers.h"
 
@@ -63,6 +64,18 @@ absl::StatusOr<Caller> Gate::Enter(grpc::ServerContextBase& context,
   const absl::Duration left = deadline - absl::Now();
   if (left < absl::Hours(24 * 365)) caller.time_left = left;
   return caller;
+}
+
+absl::Status Gate::CheckLength(const grpc::ServerContextBase& context,
+                               const grpc::ByteBuffer& bytes) const {
+  const size_t length = bytes.Length();
+  if (length <= max_message_bytes_) return absl::OkStatus();
+  absl::Status status = absl::ResourceExhaustedError(
+      absl::StrCat("the message is longer than ", max_message_bytes_,
+                   " bytes (--max-message-bytes)"));
+  telemetry_.Refused(AddressOf(context.peer()), "oversized message",
+                     std::string(status.message()));
+  return status;
 }
 
 }  // namespace portolan

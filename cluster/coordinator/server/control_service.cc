@@ -14,9 +14,11 @@ namespace {
 // Held as GrpcClientStream is.
 class GrpcRankStream final
     : public RankStream,
-      public grpc::ServerBidiReactor<v1::RankMessage, v1::CoordinatorMessage> {
+      public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer> {
  public:
-  explicit GrpcRankStream(RequestHub& hub) : hub_(hub) {}
+  GrpcRankStream(RequestHub& hub, const Gate& gate,
+                 const grpc::CallbackServerContext& context)
+      : hub_(hub), gate_(gate), context_(context) {}
   void Open(std::shared_ptr<GrpcRankStream> self) {
     self_ = self;
     hub_.RankCame(std::move(self));
@@ -29,7 +31,7 @@ class GrpcRankStream final
   }
 
   void Send(v1::CoordinatorMessage message) override {
-    outgoing_ = std::move(message);
+    outgoing_ = ToBytes(message);
     StartWrite(&outgoing_);
   }
   void ReadNext() override { StartRead(&incoming_); }
@@ -37,7 +39,10 @@ class GrpcRankStream final
 
   void OnReadDone(bool ok) override {
     if (!ok) return hub_.RankGone(this);
-    hub_.RankSent(this, std::move(incoming_));
+    v1::RankMessage message;
+    absl::Status read = gate_.Read(context_, incoming_, message);
+    if (!read.ok()) return hub_.RankGone(this, std::move(read));
+    hub_.RankSent(this, std::move(message));
   }
   void OnWriteDone(bool ok) override { hub_.RankWritten(this, ok); }
   void OnCancel() override { hub_.RankGone(this); }
@@ -45,18 +50,21 @@ class GrpcRankStream final
 
  private:
   RequestHub& hub_;
-  v1::RankMessage incoming_;
-  v1::CoordinatorMessage outgoing_;
+  const Gate& gate_;
+  const grpc::CallbackServerContext& context_;
+  grpc::ByteBuffer incoming_;
+  grpc::ByteBuffer outgoing_;
   std::shared_ptr<GrpcRankStream> self_;
 };
 
-class ControlService final : public v1::Control::CallbackService {
+class ControlService final
+    : public v1::Control::WithRawCallbackMethod_Attach<v1::Control::Service> {
  public:
   ControlService(RequestHub& hub, const Gate& gate) : hub_(hub), gate_(gate) {}
 
-  grpc::ServerBidiReactor<v1::RankMessage, v1::CoordinatorMessage>* Attach(
+  grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* Attach(
       grpc::CallbackServerContext* context) override {
-    const auto stream = std::make_shared<GrpcRankStream>(hub_);
+    const auto stream = std::make_shared<GrpcRankStream>(hub_, gate_, *context);
     const auto caller = gate_.Enter(*context, ServiceKind::kControl);
     if (caller.ok()) {
       stream->Open(stream);

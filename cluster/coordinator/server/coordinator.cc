@@ -46,7 +46,7 @@ class RunningCoordinator final : public Coordinator {
   RunningCoordinator(DataDir dir, std::unique_ptr<Telemetry> telemetry,
                      std::unique_ptr<RequestHub> hub,
                      std::unique_ptr<ExpertMapsService> expert_maps,
-                     Security security,
+                     Security security, int max_message_bytes,
                      const std::vector<MakeService>& further_services);
   ~RunningCoordinator() override;
 
@@ -89,18 +89,21 @@ RunningCoordinator::RunningCoordinator(
     DataDir dir, std::unique_ptr<Telemetry> telemetry,
     std::unique_ptr<RequestHub> hub,
     std::unique_ptr<ExpertMapsService> expert_maps, Security security,
-    const std::vector<MakeService>& further_services)
+    int max_message_bytes, const std::vector<MakeService>& further_services)
     : dir_(std::move(dir)),
       telemetry_(std::move(telemetry)),
       hub_(std::move(hub)),
       grpc_log_(*telemetry_),
       security_(std::move(security)),
-      gate_(security_.rules, *telemetry_) {
+      gate_(security_.rules, *telemetry_, max_message_bytes) {
   services_.push_back(MakeInferenceService(
       *hub_, gate_, [this](v1::Stats& stats) { AddExpertMaps(stats); }));
   services_.push_back(MakeControlService(*hub_, gate_));
-  expert_maps->SetAuthorize([this](grpc::ServerContextBase& context) {
-    return ToGrpc(gate_.Enter(context, ServiceKind::kControl).status());
+  expert_maps->SetAuthorize([this](grpc::ServerContextBase& context,
+                                   const grpc::ByteBuffer& message) {
+    const auto caller = gate_.Enter(context, ServiceKind::kControl);
+    return ToGrpc(caller.ok() ? gate_.CheckLength(context, message)
+                              : caller.status());
   });
   expert_maps_ = expert_maps.get();
   services_.push_back(std::move(expert_maps));
@@ -127,7 +130,7 @@ absl::Status RunningCoordinator::Listen(const CoordinatorOptions& options) {
         grpc::ServerBuilder::experimental_type::ExternalConnectionType::FROM_FD,
         security_.credentials);
   }
-  builder.SetMaxReceiveMessageSize(options.max_message_bytes);
+  builder.SetMaxReceiveMessageSize(-1);  // Gate::Read() looks at it
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveMs);
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS,
@@ -304,7 +307,8 @@ absl::StatusOr<std::unique_ptr<Coordinator>> Coordinator::Start(
   if (!notice.empty()) std::fprintf(stderr, "notice: %s\n", notice.c_str());
   auto coordinator = std::make_unique<RunningCoordinator>(
       std::move(dir), std::move(telemetry), std::move(hub),
-      std::move(expert_maps), std::move(security), further_services);
+      std::move(expert_maps), std::move(security), options.max_message_bytes,
+      further_services);
   PORTOLAN_RETURN_IF_ERROR(coordinator->Listen(options));
   return coordinator;
 }

@@ -44,6 +44,7 @@ struct CoordinatorOptions {
 class Coordinator {
  public:
   // Makes a further service for the same server; what it is given outlives it.
+  // Its messages may be of any length, but for what Gate::Read() says.
   using MakeService =
       std::function<std::unique_ptr<grpc::Service>(const Gate& gate)>;
 

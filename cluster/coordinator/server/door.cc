@@ -16,9 +16,9 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "absl/time/clock.h"
 #include "cluster/coordinator/greeting.h"
 #include "runtime/base/status_macros.h"
+#include "runtime/base/steady_now.h"
 
 namespace portolan {
 namespace {
@@ -182,7 +182,7 @@ absl::Status Door::ListenOn(const addrinfo& where) {
 void Door::Loop() {
   std::array<epoll_event, 64> events = {};
   while (true) {
-    const absl::Duration wait = UntilNextDeadline(absl::Now());
+    const absl::Duration wait = UntilNextDeadline(SteadyNow());
     const int timeout = wait == absl::InfiniteDuration()
                             ? -1
                             : static_cast<int>(absl::ToInt64Milliseconds(
@@ -200,7 +200,7 @@ void Door::Loop() {
         Look(waiting, (event.events & (EPOLLRDHUP | EPOLLHUP)) != 0);
       }
     }
-    EndTheSilent(absl::Now());
+    EndTheSilent(SteadyNow());
   }
 }
 
@@ -233,7 +233,7 @@ void Door::Accept(int listener) {
     const uint64_t id = next_id_++;
     waiting_.emplace(id, Waiting{.socket = std::move(socket),
                                  .address = NameOf(address),
-                                 .deadline = absl::Now() + options_.patience});
+                                 .deadline = SteadyNow() + options_.patience});
     // Edge-triggered: bytes that were looked at stay where they are.
     Watch(epoll_.fd(), EPOLL_CTL_ADD, fd, EPOLLIN | EPOLLRDHUP | EPOLLET, id);
   }
@@ -253,7 +253,7 @@ void Door::SetAccepting(bool accepting) {
           accepting ? uint32_t{EPOLLIN} : 0, kFirstListenerId + i);
   }
   accept_again_ =
-      accepting ? absl::InfiniteFuture() : absl::Now() + kNoFilesPause;
+      accepting ? absl::InfiniteFuture() : SteadyNow() + kNoFilesPause;
 }
 
 void Door::Look(WaitingMap::iterator waiting, bool hung_up) {

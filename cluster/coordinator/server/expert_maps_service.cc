@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "cluster/coordinator/server/caller.h"
 #include "cluster/coordinator/server/grpc_status.h"
 #include "cluster/coordinator/validation.h"
 #include "runtime/base/status_macros.h"
@@ -44,7 +45,7 @@ SharedMapsKey KeyOf(const v1::ExpertMapKey& key) {
 // gRPC. While `writing_` the stream does not finish, so that a follower whose
 // write is decided is still there when it starts.
 class ExpertMapsService::Follower final
-    : public grpc::ServerWriteReactor<v1::ExpertMapUpdate> {
+    : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
  public:
   Follower(ExpertMapsService& service, SharedMapsKey key, uint64_t version)
       : service_(service), key_(std::move(key)), version_(version) {}
@@ -60,7 +61,10 @@ class ExpertMapsService::Follower final
     writing_ = true;
     return true;
   }
-  void Write() { StartWrite(&message_); }
+  void Write() {
+    bytes_ = ToBytes(message_);
+    StartWrite(&bytes_);
+  }
 
   // True if Finish() must be called now, outside the lock.
   bool End() {
@@ -168,6 +172,7 @@ class ExpertMapsService::Follower final
   bool ending_ = false;
   bool finished_ = false;
   v1::ExpertMapUpdate message_;
+  grpc::ByteBuffer bytes_;
 };
 
 absl::StatusOr<std::unique_ptr<ExpertMapsService>> ExpertMapsService::Create(
@@ -243,16 +248,32 @@ ExpertMapsService::Store* ExpertMapsService::FindOrAddStore(
   return &store;
 }
 
+template <typename Request>
+grpc::Status ExpertMapsService::Enter(grpc::CallbackServerContext& context,
+                                      const grpc::ByteBuffer& bytes,
+                                      Request& request) const {
+  if (authorize_) {
+    if (grpc::Status status = authorize_(context, bytes); !status.ok()) {
+      return status;
+    }
+  }
+  if (absl::Status read = FromBytes(bytes, request); !read.ok()) {
+    return ToGrpc(read);
+  }
+  return Check(request);
+}
+
 grpc::ServerUnaryReactor* ExpertMapsService::Append(
-    grpc::CallbackServerContext* context,
-    const v1::AppendExpertMapsRequest* request,
-    v1::AppendExpertMapsResponse* response) {
+    grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
+    grpc::ByteBuffer* response) {
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  v1::AppendExpertMapsRequest message;
+  v1::AppendExpertMapsResponse answer;
   std::vector<Follower*> woken;
-  grpc::Status status = authorize_ ? authorize_(*context) : grpc::Status::OK;
-  if (status.ok()) status = Check(*request);
-  if (status.ok()) status = Take(*request, *response, woken);
+  grpc::Status status = Enter(*context, *request, message);
+  if (status.ok()) status = Take(message, answer, woken);
   for (Follower* follower : woken) follower->Write();
+  *response = ToBytes(answer);
   reactor->Finish(status);
   return reactor;
 }
@@ -329,13 +350,12 @@ void ExpertMapsService::WriteLoop() {
   }
 }
 
-grpc::ServerWriteReactor<v1::ExpertMapUpdate>* ExpertMapsService::Follow(
-    grpc::CallbackServerContext* context,
-    const v1::FollowExpertMapsRequest* request) {
-  const SharedMapsKey key = KeyOf(request->store());
-  auto* const follower = new Follower(*this, key, request->from_version());
-  grpc::Status status = authorize_ ? authorize_(*context) : grpc::Status::OK;
-  if (status.ok()) status = Check(*request);
+grpc::ServerWriteReactor<grpc::ByteBuffer>* ExpertMapsService::Follow(
+    grpc::CallbackServerContext* context, const grpc::ByteBuffer* request) {
+  v1::FollowExpertMapsRequest message;
+  grpc::Status status = Enter(*context, *request, message);
+  const SharedMapsKey key = KeyOf(message.store());
+  auto* const follower = new Follower(*this, key, message.from_version());
   bool write = false;
   {
     MutexLock lock(mu_);

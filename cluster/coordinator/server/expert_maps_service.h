@@ -25,7 +25,10 @@ namespace portolan {
 //
 // Thread-safe. Calls run on gRPC's threads; the database is written by one
 // thread of the service's own.
-class ExpertMapsService final : public v1::ExpertMaps::CallbackService {
+class ExpertMapsService final
+    : public v1::ExpertMaps::WithRawCallbackMethod_Append<
+          v1::ExpertMaps::WithRawCallbackMethod_Follow<
+              v1::ExpertMaps::Service>> {
  public:
   struct Options {
     SharedMaps::Options store = {};
@@ -41,17 +44,18 @@ class ExpertMapsService final : public v1::ExpertMaps::CallbackService {
       Options options, std::string& notice);
   ~ExpertMapsService() override;
 
-  // Whom to let in; everybody without it. Before the server starts.
-  using Authorize = std::function<grpc::Status(grpc::ServerContextBase&)>;
+  // Whom to let in, and with what message; everybody without it. Before the
+  // server starts.
+  using Authorize = std::function<grpc::Status(grpc::ServerContextBase&,
+                                               const grpc::ByteBuffer&)>;
   void SetAuthorize(Authorize authorize) { authorize_ = std::move(authorize); }
 
-  grpc::ServerUnaryReactor* Append(
+  grpc::ServerUnaryReactor* Append(grpc::CallbackServerContext* context,
+                                   const grpc::ByteBuffer* request,
+                                   grpc::ByteBuffer* response) override;
+  grpc::ServerWriteReactor<grpc::ByteBuffer>* Follow(
       grpc::CallbackServerContext* context,
-      const v1::AppendExpertMapsRequest* request,
-      v1::AppendExpertMapsResponse* response) override;
-  grpc::ServerWriteReactor<v1::ExpertMapUpdate>* Follow(
-      grpc::CallbackServerContext* context,
-      const v1::FollowExpertMapsRequest* request) override;
+      const grpc::ByteBuffer* request) override;
 
   // Ends all streams with kUnavailable, those to come too. To be called before
   // the server is shut down, which waits for them.
@@ -88,6 +92,10 @@ class ExpertMapsService final : public v1::ExpertMaps::CallbackService {
 
   explicit ExpertMapsService(Options options) : options_(std::move(options)) {}
 
+  // Lets the call in and reads its message.
+  template <typename Request>
+  grpc::Status Enter(grpc::CallbackServerContext& context,
+                     const grpc::ByteBuffer& bytes, Request& request) const;
   absl::Status LoadDatabase(std::string& notice);
   // nullptr if there are too many.
   Store* FindOrAddStore(const SharedMapsKey& key)

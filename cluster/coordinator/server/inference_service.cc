@@ -14,13 +14,24 @@
 namespace portolan {
 namespace {
 
+using grpc::ByteBuffer;
 using grpc::CallbackServerContext;
+
+// Every method gets its message as bytes, which Gate::Read() reads.
+using RawService = v1::Inference::WithRawCallbackMethod_Generate<
+    v1::Inference::WithRawCallbackMethod_Submit<
+        v1::Inference::WithRawCallbackMethod_Watch<
+            v1::Inference::WithRawCallbackMethod_Get<
+                v1::Inference::WithRawCallbackMethod_List<
+                    v1::Inference::WithRawCallbackMethod_Cancel<
+                        v1::Inference::WithRawCallbackMethod_GetStats<
+                            v1::Inference::Service>>>>>>>;
 
 // gRPC and the hub both hold it: the hub until it called End(), gRPC until
 // OnDone(), and either may be last.
 class GrpcClientStream final
     : public ClientStream,
-      public grpc::ServerWriteReactor<v1::GenerateResponse> {
+      public grpc::ServerWriteReactor<grpc::ByteBuffer> {
  public:
   GrpcClientStream(RequestHub& hub, CallbackServerContext& context)
       : hub_(hub), context_(context) {}
@@ -29,8 +40,8 @@ class GrpcClientStream final
   }
 
   void Send(v1::GenerateResponse message) override {
-    message_ = std::move(message);
-    StartWrite(&message_);
+    bytes_ = ToBytes(message);
+    StartWrite(&bytes_);
   }
   void End(absl::Status status) override {
     AddPushback(status, context_);
@@ -44,70 +55,52 @@ class GrpcClientStream final
  private:
   RequestHub& hub_;
   CallbackServerContext& context_;
-  v1::GenerateResponse message_;
+  ByteBuffer bytes_;
   std::shared_ptr<GrpcClientStream> self_;
 };
 
-class InferenceService final : public v1::Inference::CallbackService {
+class InferenceService final : public RawService {
  public:
   InferenceService(RequestHub& hub, const Gate& gate,
                    std::function<void(v1::Stats&)> complete_stats)
       : hub_(hub), gate_(gate), complete_stats_(std::move(complete_stats)) {}
 
-  grpc::ServerWriteReactor<v1::GenerateResponse>* Generate(
-      CallbackServerContext* context,
-      const v1::GenerateRequest* request) override {
-    const auto stream = NewStream(*context);
-    auto caller = gate_.Enter(*context, ServiceKind::kInference);
-    if (caller.ok()) {
-      hub_.Generate(*std::move(caller), *request, stream);
-    } else {
-      stream->End(std::move(caller).status());
-    }
-    return stream.get();
+  grpc::ServerWriteReactor<ByteBuffer>* Generate(
+      CallbackServerContext* context, const ByteBuffer* request) override {
+    return Stream(&RequestHub::Generate, context, *request);
   }
-
-  grpc::ServerWriteReactor<v1::GenerateResponse>* Watch(
-      CallbackServerContext* context,
-      const v1::WatchRequest* request) override {
-    const auto stream = NewStream(*context);
-    auto caller = gate_.Enter(*context, ServiceKind::kInference);
-    if (caller.ok()) {
-      hub_.Watch(*std::move(caller), *request, stream);
-    } else {
-      stream->End(std::move(caller).status());
-    }
-    return stream.get();
+  grpc::ServerWriteReactor<ByteBuffer>* Watch(
+      CallbackServerContext* context, const ByteBuffer* request) override {
+    return Stream(&RequestHub::Watch, context, *request);
   }
-
   grpc::ServerUnaryReactor* Submit(CallbackServerContext* context,
-                                   const v1::GenerateRequest* request,
-                                   v1::SubmitResponse* response) override {
-    return Unary(&RequestHub::Submit, context, request, response);
+                                   const ByteBuffer* request,
+                                   ByteBuffer* response) override {
+    return Unary(&RequestHub::Submit, context, *request, response);
   }
   grpc::ServerUnaryReactor* Get(CallbackServerContext* context,
-                                const v1::GetRequest* request,
-                                v1::RequestInfo* response) override {
-    return Unary(&RequestHub::Get, context, request, response);
+                                const ByteBuffer* request,
+                                ByteBuffer* response) override {
+    return Unary(&RequestHub::Get, context, *request, response);
   }
   grpc::ServerUnaryReactor* List(CallbackServerContext* context,
-                                 const v1::ListRequest* request,
-                                 v1::ListResponse* response) override {
-    return Unary(&RequestHub::List, context, request, response);
+                                 const ByteBuffer* request,
+                                 ByteBuffer* response) override {
+    return Unary(&RequestHub::List, context, *request, response);
   }
   grpc::ServerUnaryReactor* Cancel(CallbackServerContext* context,
-                                   const v1::CancelRequest* request,
-                                   v1::RequestInfo* response) override {
-    return Unary(&RequestHub::Cancel, context, request, response);
+                                   const ByteBuffer* request,
+                                   ByteBuffer* response) override {
+    return Unary(&RequestHub::Cancel, context, *request, response);
   }
   grpc::ServerUnaryReactor* GetStats(CallbackServerContext* context,
-                                     const v1::GetStatsRequest* request,
-                                     v1::Stats* response) override {
+                                     const ByteBuffer* request,
+                                     ByteBuffer* response) override {
     grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-    auto reply = ReplyTo(context, reactor, response);
-    const auto caller = gate_.Enter(*context, ServiceKind::kInference);
-    const absl::Status known =
-        caller.ok() ? CheckUnknownFields(*request) : caller.status();
+    auto reply = ReplyTo<v1::Stats>(context, reactor, response);
+    v1::GetStatsRequest message;
+    absl::Status known = Enter(*context, *request, message).status();
+    if (known.ok()) known = CheckUnknownFields(message);
     if (known.ok()) {
       hub_.GetStats([this, reply = std::move(reply)](
                         absl::StatusOr<v1::Stats> stats) mutable {
@@ -121,6 +114,33 @@ class InferenceService final : public v1::Inference::CallbackService {
   }
 
  private:
+  template <typename Request>
+  absl::StatusOr<Caller> Enter(CallbackServerContext& context,
+                               const ByteBuffer& bytes,
+                               Request& request) const {
+    auto caller = gate_.Enter(context, ServiceKind::kInference);
+    if (!caller.ok()) return caller;
+    absl::Status read = gate_.Read(context, bytes, request);
+    if (!read.ok()) return read;
+    return caller;
+  }
+
+  template <typename Request>
+  GrpcClientStream* Stream(void (RequestHub::*function)(
+                               Caller, Request, std::shared_ptr<ClientStream>),
+                           CallbackServerContext* context,
+                           const ByteBuffer& bytes) {
+    const auto stream = NewStream(*context);
+    Request request;
+    auto caller = Enter(*context, bytes, request);
+    if (caller.ok()) {
+      (hub_.*function)(*std::move(caller), std::move(request), stream);
+    } else {
+      stream->End(std::move(caller).status());
+    }
+    return stream.get();
+  }
+
   std::shared_ptr<GrpcClientStream> NewStream(CallbackServerContext& context) {
     auto stream = std::make_shared<GrpcClientStream>(hub_, context);
     stream->HoldForGrpc(stream);
@@ -130,10 +150,10 @@ class InferenceService final : public v1::Inference::CallbackService {
   template <typename Response>
   static RequestHub::Reply<Response> ReplyTo(CallbackServerContext* context,
                                              grpc::ServerUnaryReactor* reactor,
-                                             Response* response) {
+                                             ByteBuffer* response) {
     return [context, reactor, response](absl::StatusOr<Response> result) {
       if (result.ok()) {
-        *response = *std::move(result);
+        *response = ToBytes(*result);
       } else {
         AddPushback(result.status(), *context);
       }
@@ -145,13 +165,15 @@ class InferenceService final : public v1::Inference::CallbackService {
   grpc::ServerUnaryReactor* Unary(
       void (RequestHub::*function)(Caller, Request,
                                    RequestHub::Reply<Response>),
-      CallbackServerContext* context, const Request* request,
-      Response* response) {
+      CallbackServerContext* context, const ByteBuffer& bytes,
+      ByteBuffer* response) {
     grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-    RequestHub::Reply<Response> reply = ReplyTo(context, reactor, response);
-    auto caller = gate_.Enter(*context, ServiceKind::kInference);
+    auto reply = ReplyTo<Response>(context, reactor, response);
+    Request request;
+    auto caller = Enter(*context, bytes, request);
     if (caller.ok()) {
-      (hub_.*function)(*std::move(caller), *request, std::move(reply));
+      (hub_.*function)(*std::move(caller), std::move(request),
+                       std::move(reply));
     } else {
       reply(std::move(caller).status());
     }
