@@ -1,6 +1,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
+#include <cstddef>
 #include <filesystem>
 #include <functional>
 #include <latch>
@@ -108,7 +110,11 @@ class RequestHubTest : public ::testing::Test {
     std::filesystem::remove_all(dir_);
     std::filesystem::create_directories(dir_);
     auto store =
-        RequestStore::Open({.path = (dir_ / "requests.sqlite").string()});
+        RequestStore::Open({.path = (dir_ / "requests.sqlite").string(),
+                            .free_bytes = [this](const std::string&) {
+                              if (stalled_) go_on_.wait();
+                              return INT64_MAX;
+                            }});
     hub_ = *RequestHub::Start({}, absl::UnixEpoch(), *std::move(store),
                               telemetry_);
     rank_ = std::make_shared<FakeRankStream>(*hub_);
@@ -128,6 +134,28 @@ class RequestHubTest : public ::testing::Test {
     request.mutable_params()->set_max_tokens(max_tokens);
     return request;
   }
+  // The store does nothing from here on, up to GoOn().
+  void Stall() {
+    stalled_ = true;
+    hub_->Submit({}, Request(1), [](absl::StatusOr<v1::SubmitResponse>) {});
+  }
+  void GoOn() {
+    stalled_ = false;
+    go_on_.count_down();
+  }
+  // A client whose stream lies where that of the last one lay.
+  std::shared_ptr<FakeClient> ClientInOnePlace() {
+    return {new (place_) FakeClient(*hub_), [this](FakeClient* client) {
+              client->~FakeClient();
+              place_is_free_.Post([] {});
+            }};
+  }
+  void Leave(std::shared_ptr<FakeClient> client) {
+    hub_->ClientGone(client.get());
+    client.reset();
+    std::vector<absl::AnyInvocable<void()>> done;
+    place_is_free_.Take(absl::InfiniteDuration(), done);
+  }
   // Calls and waits for the reply.
   template <typename Request, typename Response>
   absl::StatusOr<Response> Call(
@@ -146,6 +174,10 @@ class RequestHubTest : public ::testing::Test {
   }
 
   std::filesystem::path dir_;
+  std::atomic<bool> stalled_ = false;
+  std::latch go_on_{1};
+  alignas(FakeClient) std::byte place_[sizeof(FakeClient)];
+  Mailbox<absl::AnyInvocable<void()>> place_is_free_;
   Telemetry telemetry_;
   std::unique_ptr<RequestHub> hub_;
   std::shared_ptr<FakeRankStream> rank_;
@@ -235,6 +267,40 @@ TEST_F(RequestHubTest, StatsAndMetricsCountTheSameRefusals) {
                 ::testing::HasSubstr(
                     absl::StrCat("portolan_admission_rejections_total", line)));
   }
+}
+
+TEST_F(RequestHubTest, AnAnswerForAStreamThatWentGoesToNoOther) {
+  Attach();
+  Stall();
+  v1::WatchRequest nothing;
+  nothing.set_request_id("r99-0");
+  auto first = ClientInOnePlace();
+  hub_->Watch({}, nothing, first);
+  Leave(std::move(first));
+
+  auto second = ClientInOnePlace();
+  hub_->Generate({}, Request(3), second);
+  GoOn();
+
+  EXPECT_TRUE(second->WaitForEnd().ok());
+  EXPECT_THAT(second->tokens(), ::testing::ElementsAre(0, 1, 2));
+}
+
+TEST_F(RequestHubTest, ACallThatWentIsNotAcceptedForAnotherStream) {
+  Attach();
+  Stall();
+  v1::GenerateRequest keyed = Request(2);
+  keyed.set_idempotency_key("key");
+  auto first = ClientInOnePlace();
+  hub_->Generate({}, keyed, first);
+  Leave(std::move(first));
+
+  auto second = ClientInOnePlace();
+  hub_->Generate({}, Request(5), second);
+  GoOn();
+
+  EXPECT_TRUE(second->WaitForEnd().ok());
+  EXPECT_THAT(second->tokens(), ::testing::ElementsAre(0, 1, 2, 3, 4));
 }
 
 TEST_F(RequestHubTest, AStopAnswersEveryCall) {

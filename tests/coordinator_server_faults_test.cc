@@ -698,6 +698,32 @@ TEST_F(CoordinatorFaultsTest, AReallyFullDiskHoldsUpNothingButTokens) {
   EXPECT_EQ(stream.text, text);
 }
 
+TEST_F(CoordinatorFaultsTest, ASubmitIsNotAnsweredBeforeTheDiskHasIt) {
+  options_.store.max_pages = 40;
+  options_.hub.queue.reattach = kTestPatience;
+  Start();
+  const auto rank = AttachedRank();
+  Stream stream(*this, Request("key"));
+  const v1::Assign assign = rank->NextAssign();
+  stream.Read();  // it is accepted
+  v1::RankMessage message;
+  v1::TokenDelta& delta = *message.mutable_tokens()->add_deltas();
+  delta = FakeRank::Delta(assign, 0, 1);
+  delta.set_texts(0, std::string(200'000, 'x'));
+  rank->Send(message);
+  grpc::Status refused;
+  const absl::Time deadline = absl::Now() + kTestPatience;
+  while (refused.ok() && absl::Now() < deadline) {
+    refused = Submit().status;
+  }
+
+  for (int time = 0; time < 2; ++time) {
+    const grpc::Status status = Submit(Request("key")).status;
+    EXPECT_EQ(status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED)
+        << time << ": " << status.error_message();
+  }
+}
+
 TEST_F(CoordinatorFaultsTest, AClockThatWasSetBackChangesNoOrderAndNoDeadline) {
   const absl::Time noon = absl::FromUnixSeconds(1'800'000'000);
   options_.wall_now = noon;

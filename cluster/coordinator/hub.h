@@ -104,6 +104,9 @@ class RequestHub {
 
  private:
   struct Watcher {
+    // Rises and is never used again: what comes back from the store finds the
+    // watcher by it, for the next stream may have the address of one that went.
+    uint64_t id = 0;
     std::shared_ptr<ClientStream> stream;
     std::string client;
     int64_t seq = 0;  // 0: not known yet
@@ -117,6 +120,7 @@ class RequestHub {
   struct Tracked {
     StoredRequest stored;
     bool durable = false;        // accepted for good
+    bool must_detach = false;    // a Submit took it up; not on disk yet
     bool ending = false;         // its end is on the way to the store
     std::vector<int32_t> taken;  // tokens taken from ranks
     TokenLog log;                // those that are kept
@@ -192,6 +196,9 @@ class RequestHub {
                       const std::string& client, bool owner);
   // Errors: kResourceExhausted if its client has too many, this one included.
   absl::Status CheckStreams(const Watcher& watcher) const;
+  Watcher* AddWatcher(std::shared_ptr<ClientStream> stream, bool owner);
+  // nullptr: it went.
+  Watcher* FindWatcher(uint64_t id);
   void Follow(Watcher* watcher, int64_t seq, const Caller& caller,
               std::string id);
   void AttachWatcher(Watcher* watcher, Tracked& tracked);
@@ -241,10 +248,12 @@ class RequestHub {
   RequestQueue queue_;
   int64_t next_seq_ = 1;
   uint64_t next_session_ = 1;
+  uint64_t next_watcher_ = 1;
   std::mt19937_64 random_;
   std::unordered_map<int64_t, Tracked> tracked_;
   std::unordered_map<const ClientStream*, Watcher> watchers_;
   std::unordered_map<std::string, int64_t> num_streams_;  // by client
+  std::unordered_map<uint64_t, Watcher*> watchers_by_id_;
   std::unordered_map<const RankStream*, Session> sessions_;
   std::unordered_map<uint64_t, Session*> sessions_by_id_;
   std::vector<v1::ModelIdentity> models_;

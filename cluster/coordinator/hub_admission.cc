@@ -75,15 +75,12 @@ void RequestHub::Generate(Caller caller, v1::GenerateRequest request,
       return EndWatcher(watcher,
                         Refused(caller, request.model(), std::move(valid)));
     }
-    const ClientStream* key = watcher->stream.get();
     Accept(caller, std::move(request), /*detached=*/false, watcher,
-           [this, key](absl::StatusOr<int64_t> seq, bool) {
-             const auto found = watchers_.find(key);
-             if (found == watchers_.end()) return;  // it went meanwhile
-             if (!seq.ok()) {
-               return EndWatcher(&found->second, std::move(seq).status());
-             }
-             AttachWatcher(&found->second, tracked_.at(*seq));
+           [this, id = watcher->id](absl::StatusOr<int64_t> seq, bool) {
+             Watcher* still = FindWatcher(id);
+             if (still == nullptr) return;  // it went meanwhile
+             if (!seq.ok()) return EndWatcher(still, std::move(seq).status());
+             AttachWatcher(still, tracked_.at(*seq));
            });
   });
 }
@@ -100,14 +97,14 @@ void RequestHub::Accept(const Caller& caller, v1::GenerateRequest request,
   }
   // A retry must find its request even where a new one would be refused.
   auto found = std::make_shared<std::optional<StoredRequest>>();
-  const ClientStream* stream = watcher ? watcher->stream.get() : nullptr;
+  const uint64_t watcher_id = watcher == nullptr ? 0 : watcher->id;
   Write(
       StoreThread::Durability::kRead, /*never_fails=*/false,
       [found, client = caller.client, key](RequestStore& store) {
         PORTOLAN_ASSIGN_OR_RETURN(*found, store.FindByKey(client, key));
         return absl::OkStatus();
       },
-      [this, found, caller, request = std::move(request), detached, stream,
+      [this, found, caller, request = std::move(request), detached, watcher_id,
        reply = std::move(reply)](absl::Status status) mutable {
         if (!status.ok()) {
           return reply(Refused(caller, request.model(), std::move(status)),
@@ -124,10 +121,9 @@ void RequestHub::Accept(const Caller& caller, v1::GenerateRequest request,
           }
           return TakeUp(caller, (*found)->id, detached, std::move(reply));
         }
-        const auto still = watchers_.find(stream);
-        if (stream != nullptr && still == watchers_.end()) return;
-        AcceptNew(caller, std::move(request), detached,
-                  stream == nullptr ? nullptr : &still->second,
+        Watcher* still = FindWatcher(watcher_id);
+        if (watcher_id != 0 && still == nullptr) return;  // it went meanwhile
+        AcceptNew(caller, std::move(request), detached, still,
                   std::move(reply));
       });
 }
@@ -276,16 +272,22 @@ void RequestHub::TakeUp(const Caller& caller, const std::string& id,
        [this, detached,
         reply = std::move(reply)](absl::StatusOr<Tracked*> found) mutable {
          if (!found.ok()) return reply(std::move(found).status(), true);
-         StoredRequest& stored = (*found)->stored;
+         Tracked& tracked = **found;
+         StoredRequest& stored = tracked.stored;
          const int64_t seq = stored.queued.seq;
-         if (!detached || stored.queued.detached || (*found)->ending) {
+         const bool kept = stored.queued.detached && !tracked.must_detach;
+         if (!detached || kept || tracked.log.finished()) {
            return reply(seq, true);
          }
+         // Each caller waits for a write of its own: an earlier one may fail.
          const absl::Time deadline =
              Deadline(stored.created, stored.request, {}, /*detached=*/true);
-         stored.queued.detached = true;
-         stored.queued.deadline = deadline;
-         queue_.Detach(seq, deadline);
+         if (!stored.queued.detached) {
+           tracked.must_detach = true;
+           stored.queued.detached = true;
+           stored.queued.deadline = deadline;
+           queue_.Detach(seq, deadline);
+         }
          Write(
              StoreThread::Durability::kDisk, /*never_fails=*/false,
              [seq, deadline](RequestStore& store) {
@@ -303,6 +305,7 @@ void RequestHub::TakeUp(const Caller& caller, const std::string& id,
                       if (!again.ok()) {
                         return reply(std::move(again).status(), true);
                       }
+                      (*again)->must_detach = false;
                       reply((*again)->stored.queued.seq, true);
                     });
              });

@@ -30,6 +30,8 @@ RequestHub::Watcher* RequestHub::AddWatcher(
     bool owner) {
   const ClientStream* key = stream.get();
   Watcher& watcher = watchers_[key];
+  watcher.id = next_watcher_++;
+  watchers_by_id_[watcher.id] = &watcher;
   watcher.stream = std::move(stream);
   watcher.client = client;
   ++num_streams_[client];
@@ -49,6 +51,11 @@ absl::Status RequestHub::CheckStreams(const Watcher& watcher) const {
       kRetryNoSlot);
 }
 
+RequestHub::Watcher* RequestHub::FindWatcher(uint64_t id) {
+  const auto watcher = watchers_by_id_.find(id);
+  return watcher == watchers_by_id_.end() ? nullptr : watcher->second;
+}
+
 void RequestHub::Watch(Caller caller, v1::WatchRequest request,
                        std::shared_ptr<ClientStream> stream) {
   absl::Status valid = ValidateWatch(request);
@@ -59,15 +66,14 @@ void RequestHub::Watch(Caller caller, v1::WatchRequest request,
     if (valid.ok()) valid = CheckStreams(*watcher);
     if (!valid.ok()) return EndWatcher(watcher, std::move(valid));
     watcher->offset = request.from_offset();
-    const ClientStream* key = watcher->stream.get();
     Load(caller, request.request_id(),
-         [this, key](absl::StatusOr<Tracked*> tracked) {
-           const auto found = watchers_.find(key);
-           if (found == watchers_.end()) return;  // it went meanwhile
+         [this, id = watcher->id](absl::StatusOr<Tracked*> tracked) {
+           Watcher* still = FindWatcher(id);
+           if (still == nullptr) return;  // it went meanwhile
            if (!tracked.ok()) {
-             return EndWatcher(&found->second, std::move(tracked).status());
+             return EndWatcher(still, std::move(tracked).status());
            }
-           AttachWatcher(&found->second, **tracked);
+           AttachWatcher(still, **tracked);
          });
   });
 }
@@ -144,6 +150,7 @@ void RequestHub::DropWatcher(Watcher* watcher) {
   }
   const auto streams = num_streams_.find(watcher->client);
   if (--streams->second == 0) num_streams_.erase(streams);
+  watchers_by_id_.erase(watcher->id);
   watchers_.erase(watcher->stream.get());
   // A stop keeps what clients wait for, and they come back.
   if (seq == 0 || stopping_) return;
