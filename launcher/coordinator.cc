@@ -1,7 +1,11 @@
 #include "launcher/coordinator.h"
 
+#include <unistd.h>
+
+#include <chrono>
 #include <csignal>
 #include <ctime>
+#include <future>
 #include <memory>
 
 #include "CLI/CLI.hpp"
@@ -40,10 +44,16 @@ bool DrainAll(Coordinator& coordinator, const sigset_t& signals,
   return true;
 }
 
-absl::StatusOr<int> RunCoordinator(const CoordinatorCommand& command) {
+absl::StatusOr<int> RunCoordinator(CoordinatorCommand command) {
   // Before any thread starts, for threads inherit it.
   const sigset_t signals = StopSignals();
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  std::promise<absl::Status> broken;
+  std::future<absl::Status> why_broken = broken.get_future();
+  command.options.on_broken = [&broken](const absl::Status& why) {
+    broken.set_value(why);
+    kill(getpid(), SIGTERM);
+  };
   PORTOLAN_ASSIGN_OR_RETURN(const std::unique_ptr<Coordinator> coordinator,
                             Coordinator::Start(command.options));
   std::fprintf(stderr, "coordinator listens on %s\n",
@@ -54,6 +64,10 @@ absl::StatusOr<int> RunCoordinator(const CoordinatorCommand& command) {
   }
   int signal = 0;
   sigwait(&signals, &signal);
+  if (why_broken.wait_for(std::chrono::seconds(0)) ==
+      std::future_status::ready) {
+    return BrokenDatabase(why_broken.get());
+  }
   if (DrainAll(*coordinator, signals, command.grace)) return kExitDone;
   std::fprintf(stderr,
                "ended with requests under way; they go on after a restart\n");

@@ -1,5 +1,6 @@
 #include "launcher/coordinator_options.h"
 
+#include "absl/strings/str_cat.h"
 #include "experts/history.h"
 #include "launcher/flags.h"
 #include "launcher/version.h"
@@ -76,6 +77,14 @@ void AddCoordinatorOptions(CLI::App& command, CoordinatorOptions& options) {
                "New requests are refused when the disk has less left");
   AddBytesFlag(command, "--retention-size", options.hub.retention.max_bytes,
                "Size of the database above which the oldest ended requests go");
+}
+
+absl::Status BrokenDatabase(const absl::Status& why) {
+  return {why.code(),
+          absl::StrCat("the database of --data-dir takes no writes, for good: ",
+                       why.message(),
+                       "; nothing that is kept is lost, start again when the "
+                       "directory is sound")};
 }
 
 void AddGraceOption(CLI::App& command, absl::Duration& grace) {

@@ -2,6 +2,7 @@
 
 #include <atomic>
 #include <cstdio>
+#include <cstdlib>
 #include <memory>
 #include <string>
 #include <utility>
@@ -147,6 +148,12 @@ absl::Status RunServeRank(const ServeOptions& options,
 }
 
 absl::StatusOr<int> RunServe(ServeOptions options) {
+  options.coordinator.has_own_ranks = true;
+  // Requests that run can neither be kept nor end, so there is nothing to
+  // drain.
+  options.coordinator.on_broken = [](const absl::Status& why) {
+    std::_Exit(Report(BrokenDatabase(why)));
+  };
   ServiceOptions& service = options.service;
   service.job.drains = true;
   service.job.shares_history = true;

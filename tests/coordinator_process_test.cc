@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <gmock/gmock.h>
 #include <sys/mount.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -69,6 +70,7 @@ class CoordinatorProcess {
     pid_ = 0;
     return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
   }
+  pid_t pid() const { return pid_; }
   const std::string& address() const { return address_; }
   std::string Stderr() const { return ReadFile(Log()); }
 
@@ -413,6 +415,25 @@ TEST_F(CoordinatorProcessTest, ASecondSignalEndsAtOnce) {
   process_.Signal(SIGTERM);
 
   EXPECT_EQ(process_.Wait(), 75);
+}
+
+// Files that may not grow stand for a disk with errors.
+TEST_F(CoordinatorProcessTest, ADatabaseThatTakesNoWritesForGoodEndsIt) {
+  const auto before = std::signal(SIGXFSZ, SIG_IGN);  // for the child
+  process_.Start();
+  std::signal(SIGXFSZ, before);
+  FakeRank rank(process_.address());
+  rank.Attach();
+  Submit(*NewClient(), Request(100, ""));
+  const v1::Assign assign = rank.NextAssign();
+  const rlim_t size = std::filesystem::file_size(dir_ / "requests.sqlite-wal");
+  const rlimit limit = {.rlim_cur = size, .rlim_max = size};
+  ASSERT_EQ(prlimit(process_.pid(), RLIMIT_FSIZE, &limit, nullptr), 0);
+
+  rank.SendTokens(assign, 0, 3);
+
+  EXPECT_EQ(process_.Wait(), 1);
+  EXPECT_THAT(process_.Stderr(), HasSubstr("takes no writes, for good"));
 }
 
 TEST_F(CoordinatorProcessTest, AnOpenDoorIsRefused) {

@@ -287,6 +287,28 @@ TEST_F(RequestQueueTest, AssignmentsOfWhichTheRankHeardAreNoDeaths) {
   EXPECT_EQ(queue_.Find(1)->deaths, 0);
 }
 
+TEST_F(RequestQueueTest, IsServedFromARanksComingToTheEndOfItsReattachTime) {
+  EXPECT_FALSE(queue_.IsServed());
+  Attach(7, Rank());
+  EXPECT_TRUE(queue_.IsServed());
+  queue_.Disconnected(7, now_);
+  TickAfter(absl::Seconds(9));
+  EXPECT_TRUE(queue_.IsServed()) << "it may come back";
+  TickAfter(absl::Seconds(1));
+  EXPECT_FALSE(queue_.IsServed());
+}
+
+TEST_F(RequestQueueTest, ARankThatIsKnownFromBeforeARestartServesNothing) {
+  QueuedRequest request = Request(1);
+  request.state = RequestState::kRunning;
+  request.attempt = 1;
+  request.job = "job";
+  request.rank = 0;
+  queue_.Restore(request, now_);
+
+  EXPECT_FALSE(queue_.IsServed());
+}
+
 TEST_F(RequestQueueTest, TokensLostInAPowerCutAreGeneratedAgain) {
   QueuedRequest request = Request(1);
   request.state = RequestState::kRunning;
@@ -354,7 +376,7 @@ TEST_F(RequestQueueTest, ASilentRankIsLost) {
 
   EXPECT_THAT(TickAfter(absl::Seconds(10)).lost_sessions, IsEmpty());
   EXPECT_THAT(TickAfter(absl::Seconds(1)).lost_sessions, ElementsAre(7));
-  EXPECT_FALSE(queue_.HasRank());
+  EXPECT_EQ(queue_.num_attached(), 0);
 }
 
 TEST_F(RequestQueueTest, NamesTheOddRank) {

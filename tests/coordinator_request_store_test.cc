@@ -91,6 +91,19 @@ class RequestStoreTest : public ::testing::Test {
   absl::Time now_ = absl::FromUnixSeconds(1'700'000'000);
 };
 
+TEST_F(RequestStoreTest, TokensThatAreThereAlreadyAreNotAddedAgain) {
+  Open();
+  Add(Request(1));
+  for (int time = 0; time < 2; ++time) {
+    ASSERT_TRUE(store_->Begin(false).ok());
+    EXPECT_TRUE(store_->AppendTokens(1, Delta(0, {7, 8}), now_).ok());
+    ASSERT_TRUE(store_->Commit().ok());
+  }
+
+  EXPECT_THAT(*store_->Tokens(1), SizeIs(1));
+  EXPECT_EQ(store_->Totals()->tokens, 2);
+}
+
 TEST_F(RequestStoreTest, GivesBackWhatWasKeptAfterItIsOpenedAgain) {
   Open();
   Add(Request(1, "key"));

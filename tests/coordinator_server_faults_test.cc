@@ -109,6 +109,36 @@ class CoordinatorFaultsTest : public CoordinatorTest {
     close(fd);
     return answer;
   }
+  // As grpc.health.v1 says it.
+  bool IsServing(const std::string& service) {
+    const auto health = grpc::health::v1::Health::NewStub(grpc::CreateChannel(
+        coordinator_->address(), grpc::InsecureChannelCredentials()));
+    grpc::ClientContext context;
+    grpc::health::v1::HealthCheckRequest request;
+    request.set_service(service);
+    grpc::health::v1::HealthCheckResponse response;
+    const grpc::Status status = health->Check(&context, request, &response);
+    EXPECT_TRUE(status.ok()) << status.error_message();
+    return response.status() == grpc::health::v1::HealthCheckResponse::SERVING;
+  }
+  // Until the watch says so; the hub tells after it has answered the rank.
+  void WaitForHealth(const std::string& service, bool serving) {
+    const auto health = grpc::health::v1::Health::NewStub(grpc::CreateChannel(
+        coordinator_->address(), grpc::InsecureChannelCredentials()));
+    grpc::ClientContext context;
+    context.set_deadline(absl::ToChronoTime(absl::Now() + kTestPatience));
+    grpc::health::v1::HealthCheckRequest request;
+    request.set_service(service);
+    const auto watch = health->Watch(&context, request);
+    grpc::health::v1::HealthCheckResponse response;
+    bool seen = false;
+    while (!seen && watch->Read(&response)) {
+      seen = serving == (response.status() ==
+                         grpc::health::v1::HealthCheckResponse::SERVING);
+    }
+    EXPECT_TRUE(seen);
+    context.TryCancel();
+  }
   // Attaches a new process of the rank as soon as the old one is given up.
   std::unique_ptr<FakeRank> Successor(uint64_t incarnation) {
     const absl::Time deadline = absl::Now() + kTestPatience;
@@ -538,20 +568,37 @@ TEST_F(CoordinatorFaultsTest, AWatcherThatDoesNotReadHoldsUpNobody) {
   EXPECT_EQ(lazy.text, eager.text);
 }
 
+TEST_F(CoordinatorFaultsTest, InferenceIsServedWhileARankIsAttached) {
+  Start();
+  EXPECT_TRUE(IsServing("")) << "it takes requests, ranks may come later";
+  EXPECT_FALSE(IsServing("portolan.v1.Inference"));
+
+  const auto rank = AttachedRank();
+  WaitForHealth("portolan.v1.Inference", true);
+  rank->Goodbye(true);
+  WaitForHealth("portolan.v1.Inference", false);
+  EXPECT_TRUE(IsServing(""));
+}
+
+TEST_F(CoordinatorFaultsTest, AServiceWithItsOwnRanksIsNotServedWithoutThem) {
+  options_.has_own_ranks = true;
+  options_.http = "127.0.0.1:0";
+  Start();
+  EXPECT_FALSE(IsServing(""));
+  EXPECT_THAT(HttpGet("/healthz"), HasSubstr("503"));
+
+  const auto rank = AttachedRank();
+  WaitForHealth("", true);
+  EXPECT_TRUE(IsServing("portolan.v1.Inference"));
+  EXPECT_THAT(HttpGet("/healthz"), HasSubstr("200 OK"));
+}
+
 TEST_F(CoordinatorFaultsTest, DrainEndsWhatRunsAndTakesNothingNew) {
   Start();
   const auto rank = AttachedRank();
   Stream stream(*this, Request());
   const v1::Assign assign = rank->NextAssign();
-  const auto channel = grpc::CreateChannel(coordinator_->address(),
-                                           grpc::InsecureChannelCredentials());
-  const auto health = grpc::health::v1::Health::NewStub(channel);
-  const auto serving = [&] {
-    grpc::ClientContext context;
-    grpc::health::v1::HealthCheckResponse response;
-    EXPECT_TRUE(health->Check(&context, {}, &response).ok());
-    return response.status() == grpc::health::v1::HealthCheckResponse::SERVING;
-  };
+  const auto serving = [&] { return IsServing(""); };
   EXPECT_TRUE(serving());
 
   coordinator_->Drain();

@@ -151,6 +151,36 @@ TEST_F(StoreThreadTest, WhatFailsBehindTokensThatWaitSaysWhy) {
   EXPECT_NE(result.message().find("disk I/O error"), std::string::npos);
 }
 
+TEST_F(StoreThreadTest, WhatDoesNotPassIsToldOnceAndAFullDiskNever) {
+  std::latch told(1);
+  absl::Status why;
+  int num_told = 0;
+  int num_tries = 0;
+  auto store = RequestStore::Open({.path = (dir_ / "other.sqlite").string()});
+  StoreThread thread(
+      *std::move(store), [](RequestStore&) { return false; },
+      [&](const absl::Status& status) {
+        why = status;
+        if (++num_told == 1) told.count_down();
+      },
+      absl::ZeroDuration());
+  thread.Post({.durability = StoreThread::Durability::kProcess,
+               .never_fails = true,
+               .work = [&](RequestStore&) -> absl::Status {
+                 if (++num_tries < 100) {
+                   return absl::ResourceExhaustedError("full");
+                 }
+                 return absl::DataLossError("malformed");
+               },
+               .done = [](absl::Status) {}});
+
+  told.wait();
+  thread.Stop();
+
+  EXPECT_TRUE(absl::IsDataLoss(why)) << why;
+  EXPECT_EQ(num_told, 1);
+}
+
 TEST_F(StoreThreadTest, AStopDoesNotWaitForTheDisk) {
   std::latch tried(1);
   absl::Status result;

@@ -48,8 +48,11 @@ absl::StatusOr<std::unique_ptr<RequestHub>> RequestHub::Start(
     if (!kept.Commit().ok()) return false;
     return gone.ok() && *gone == kForgetAtOnce;
   };
-  hub->store_ =
-      std::make_unique<StoreThread>(std::move(store), std::move(housekeeping));
+  hub->store_ = std::make_unique<StoreThread>(
+      std::move(store), std::move(housekeeping),
+      [self](const absl::Status& why) {
+        self->Post([self, why] { self->broken_ = why; });
+      });
   hub->thread_ = std::thread([self] { self->Loop(); });
   return hub;
 }
@@ -152,7 +155,8 @@ void RequestHub::Turn() {
     session.acks.Clear();
     Send(session, std::move(message));
   }
-  telemetry_.Load(queue_.loads(), static_cast<int64_t>(sessions_.size()));
+  telemetry_.Load(queue_.loads(), queue_.num_attached());
+  CheckHealth();
   if (queue_.draining()) CheckDrained();
 }
 
@@ -313,6 +317,22 @@ void RequestHub::Drain() {
       if (session.registered) Send(session, std::move(message));
     }
   });
+}
+
+void RequestHub::WatchHealth(HealthWatch watch) {
+  Post([this, watch = std::move(watch)]() mutable {
+    watch_health_ = std::move(watch);
+    watch_health_(health_, broken_);
+  });
+}
+
+void RequestHub::CheckHealth() {
+  const Health now = !broken_.ok()       ? Health::kBroken
+                     : queue_.IsServed() ? Health::kServed
+                                         : Health::kNoRank;
+  if (std::exchange(health_, now) != now && watch_health_) {
+    watch_health_(health_, broken_);
+  }
 }
 
 void RequestHub::CheckDrained() {

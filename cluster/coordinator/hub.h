@@ -91,6 +91,16 @@ class RequestHub {
   void RankGone(const RankStream* stream,
                 absl::Status why = absl::CancelledError("the rank went away"));
 
+  enum class Health : uint8_t {
+    kNoRank,  // none is attached, nor was within the reattach time
+    kServed,
+    kBroken,  // the database takes no writes, for good (StoreThread)
+  };
+  // Called on the hub's thread with the present state and at each change;
+  // `why` of kBroken. One watch only.
+  using HealthWatch = absl::AnyInvocable<void(Health, const absl::Status& why)>;
+  void WatchHealth(HealthWatch watch);
+
   // No new requests are accepted or given to ranks.
   void Drain();
   // Waits until what runs has ended and is kept, and its clients have it; at
@@ -165,6 +175,7 @@ class RequestHub {
   void Write(StoreThread::Durability durability, bool never_fails,
              absl::AnyInvocable<absl::Status(RequestStore&)> work,
              absl::AnyInvocable<void(absl::Status)> done);
+  void CheckHealth();
   void CheckDrained() ABSL_LOCKS_EXCLUDED(mu_);
   void EndAll();
   absl::Status Stopping() const;
@@ -261,6 +272,9 @@ class RequestHub {
   int64_t writes_under_way_ = 0;
   v1::Stats totals_;
   ServiceRate token_rate_;
+  HealthWatch watch_health_;
+  Health health_ = Health::kNoRank;  // as `watch_health_` was told
+  absl::Status broken_;
   bool stopping_ = false;
   const absl::Time start_;
 

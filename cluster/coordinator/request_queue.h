@@ -247,6 +247,9 @@ class RequestQueue {
   };
   // By label of the model, of all that were ever asked for.
   const std::map<std::string, ModelLoad>& loads() const { return loads_; }
+  int64_t num_attached() const {
+    return static_cast<int64_t>(sessions_.size());
+  }
   int64_t Position(int64_t seq) const;
   struct RankView {
     uint64_t session = 0;
@@ -263,7 +266,8 @@ class RequestQueue {
   };
   // Attached ranks, by job and rank.
   std::vector<RankView> Ranks(absl::Time now) const;
-  bool HasRank() const;
+  // A rank is attached, or its stream broke less than the reattach time ago.
+  bool IsServed() const;
 
  private:
   using RankKey = std::pair<std::string, int>;
@@ -278,7 +282,8 @@ class RequestQueue {
   };
   struct RankState {
     RankRegistration info;
-    uint64_t session = 0;  // 0: stream broken
+    bool registered = false;  // else only heard of, after a restart
+    uint64_t session = 0;     // 0: stream broken
     absl::Time heard;
     absl::Time lost_at;
     RankRoom room;

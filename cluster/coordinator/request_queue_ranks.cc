@@ -47,6 +47,7 @@ absl::StatusOr<std::vector<ResumePoint>> RequestQueue::Register(
   rank.info = registration;
   rank.info.held.clear();
   const std::set<int64_t> unheard = TakeUnheard(rank);
+  rank.registered = true;
   rank.session = session;
   rank.heard = now;
   rank.serial = 0;
@@ -432,6 +433,9 @@ std::vector<RequestQueue::RankView> RequestQueue::Ranks(absl::Time now) const {
   return views;
 }
 
-bool RequestQueue::HasRank() const { return !sessions_.empty(); }
+bool RequestQueue::IsServed() const {
+  return std::ranges::any_of(
+      ranks_, [](const auto& rank) { return rank.second.registered; });
+}
 
 }  // namespace portolan

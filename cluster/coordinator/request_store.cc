@@ -179,7 +179,10 @@ absl::Status RequestStore::AppendTokens(int64_t seq,
                                         absl::Time now) {
   const std::string bytes = delta.SerializeAsString();
   PORTOLAN_RETURN_IF_ERROR(db_->Run(
-      "INSERT INTO tokens(seq, first, num, delta) SELECT ?1, ?2, ?3, ?4 "
+      // A commit may have reached the disk and still reported an error; then
+      // the same tokens come again.
+      "INSERT OR IGNORE INTO tokens(seq, first, num, delta) SELECT ?1, ?2, ?3, "
+      "?4 "
       "WHERE EXISTS (SELECT 1 FROM requests WHERE seq = ?1)",
       seq, int64_t{delta.offset()}, int64_t{delta.token_ids_size()},
       SqlBlob{bytes}));

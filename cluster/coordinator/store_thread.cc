@@ -13,14 +13,18 @@ namespace portolan {
 namespace {
 
 constexpr std::chrono::minutes kHousekeeping(1);
-constexpr std::chrono::milliseconds kTryAgain(500);
 
 }  // namespace
 
-StoreThread::StoreThread(std::unique_ptr<RequestStore> store,
-                         absl::AnyInvocable<bool(RequestStore&)> housekeeping)
+StoreThread::StoreThread(
+    std::unique_ptr<RequestStore> store,
+    absl::AnyInvocable<bool(RequestStore&)> housekeeping,
+    absl::AnyInvocable<void(const absl::Status&)> on_broken,
+    absl::Duration try_again)
     : store_(std::move(store)),
       housekeeping_(std::move(housekeeping)),
+      on_broken_(std::move(on_broken)),
+      try_again_(try_again),
       thread_([this] { Loop(); }) {}
 
 StoreThread::~StoreThread() { Stop(); }
@@ -35,6 +39,7 @@ void StoreThread::Loop() {
   std::vector<Job> jobs;
   Clock::time_point due = Clock::now() + kHousekeeping;
   Clock::time_point next_try = Clock::now();
+  const auto pause = absl::ToChronoNanoseconds(try_again_);
   while (jobs_.Take(
       absl::FromChrono((stuck_.empty() ? due : std::min(due, next_try)) -
                        Clock::now()),
@@ -42,10 +47,10 @@ void StoreThread::Loop() {
     const bool was_stuck = !stuck_.empty();
     if (was_stuck && Clock::now() >= next_try) {
       TryStuck();
-      next_try = Clock::now() + kTryAgain;
+      next_try = Clock::now() + pause;
     }
     if (!jobs.empty()) RunAll(jobs);
-    if (!was_stuck && !stuck_.empty()) next_try = Clock::now() + kTryAgain;
+    if (!was_stuck && !stuck_.empty()) next_try = Clock::now() + pause;
     if (Clock::now() < due) continue;
     const bool more = housekeeping_(*store_);
     due = Clock::now();
@@ -98,13 +103,25 @@ void StoreThread::RunAlone(Job job) {
 
 void StoreThread::TryStuck() {
   while (!stuck_.empty()) {
-    if (!Transact(stuck_.front()).ok()) return;
+    if (absl::Status status = Transact(stuck_.front()); !status.ok()) {
+      return CountFailure(status);
+    }
+    num_failures_ = 0;
     Job job = std::move(stuck_.front());
     stuck_.pop_front();
     job.done(absl::OkStatus());
     if (stuck_.empty()) {
       std::fprintf(stderr, "notice: --data-dir takes writes again\n");
     }
+  }
+}
+
+void StoreThread::CountFailure(const absl::Status& status) {
+  // A disk gets room and a lock comes free; the rest stays.
+  if (absl::IsResourceExhausted(status) || absl::IsUnavailable(status)) {
+    num_failures_ = 0;
+  } else if (++num_failures_ == kMaxTries) {
+    on_broken_(status);
   }
 }
 

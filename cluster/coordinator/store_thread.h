@@ -8,6 +8,7 @@
 
 #include "absl/functional/any_invocable.h"
 #include "absl/status/status.h"
+#include "absl/time/time.h"
 #include "cluster/coordinator/mailbox.h"
 #include "cluster/coordinator/request_store.h"
 
@@ -23,6 +24,9 @@ namespace portolan {
 // room, and all of its kind waits behind it, in order. Meanwhile the store is
 // stuck: reads are served, and see what is committed; other writes fail at
 // once, with kResourceExhausted, or kUnavailable where it is not for room.
+// What is neither a matter of room nor of a lock, and does not pass within
+// kMaxTries tries, will not pass: the store is broken, and whoever runs it is
+// told once, so that it ends instead of standing still.
 //
 // Thread-safe. `done` and `work` run on the store's thread; `work` may run more
 // than once.
@@ -40,10 +44,16 @@ class StoreThread {
     absl::AnyInvocable<void(absl::Status)> done;
   };
 
+  static constexpr int kMaxTries = 10;
+
   // `housekeeping` runs once a minute, and again at once if it returns true:
-  // there is more of it.
-  StoreThread(std::unique_ptr<RequestStore> store,
-              absl::AnyInvocable<bool(RequestStore&)> housekeeping);
+  // there is more of it. `on_broken` gets the error.
+  StoreThread(
+      std::unique_ptr<RequestStore> store,
+      absl::AnyInvocable<bool(RequestStore&)> housekeeping,
+      absl::AnyInvocable<void(const absl::Status&)> on_broken =
+          [](const absl::Status&) {},
+      absl::Duration try_again = absl::Milliseconds(500));
   // As Stop().
   ~StoreThread();
 
@@ -60,14 +70,18 @@ class StoreThread {
   void RunAlone(Job job);
   absl::Status Transact(Job& job);
   void TryStuck();
+  void CountFailure(const absl::Status& status);
   void EndStuck();
 
   const std::unique_ptr<RequestStore> store_;
   absl::AnyInvocable<bool(RequestStore&)> housekeeping_;
+  absl::AnyInvocable<void(const absl::Status&)> on_broken_;
+  const absl::Duration try_again_;
   Mailbox<Job> jobs_;
   // On the thread only. What waits for the disk, in order, and why.
   std::deque<Job> stuck_;
   absl::Status why_stuck_;
+  int num_failures_ = 0;  // in a row, of what will not pass by itself
   std::thread thread_;
 };
 

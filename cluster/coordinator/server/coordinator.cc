@@ -6,7 +6,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <cstdio>
@@ -25,6 +24,8 @@
 #include "cluster/coordinator/server/http_server.h"
 #include "cluster/coordinator/server/services.h"
 #include "cluster/coordinator/status_page.h"
+#include "proto/inference.grpc.pb.h"
+#include "runtime/base/mutex.h"
 #include "runtime/base/status_macros.h"
 
 namespace portolan {
@@ -46,7 +47,7 @@ class RunningCoordinator final : public Coordinator {
   RunningCoordinator(DataDir dir, std::unique_ptr<Telemetry> telemetry,
                      std::unique_ptr<RequestHub> hub,
                      std::unique_ptr<ExpertMapsService> expert_maps,
-                     Security security, int max_message_bytes,
+                     Security security, const CoordinatorOptions& options,
                      const std::vector<MakeService>& further_services);
   ~RunningCoordinator() override;
 
@@ -54,7 +55,7 @@ class RunningCoordinator final : public Coordinator {
 
   const std::string& address() const override { return address_; }
   const std::string& http_address() const override { return http_address_; }
-  void Drain() override;
+  void Drain() override ABSL_LOCKS_EXCLUDED(health_mu_);
   bool WaitDrained(absl::Duration grace) override {
     return hub_->WaitDrained(grace);
   }
@@ -62,7 +63,10 @@ class RunningCoordinator final : public Coordinator {
  private:
   absl::Status OpenDoor(const CoordinatorOptions& options);
   absl::Status ListenHttp(const std::string& address);
-  HttpAnswer Health() const;
+  void HealthChanged(RequestHub::Health health, const absl::Status& why)
+      ABSL_LOCKS_EXCLUDED(health_mu_);
+  void TellHealth() ABSL_EXCLUSIVE_LOCKS_REQUIRED(health_mu_);
+  HttpAnswer Health() ABSL_LOCKS_EXCLUDED(health_mu_);
   HttpAnswer Page() const;
   std::string Metrics() const;
   void AddExpertMaps(v1::Stats& stats) const;
@@ -78,7 +82,12 @@ class RunningCoordinator final : public Coordinator {
   ExpertMapsService* expert_maps_ = nullptr;  // one of the services
   std::string address_;
   std::string http_address_;
-  std::atomic<bool> serving_ = false;
+  const bool has_own_ranks_;
+  const std::function<void(const absl::Status&)> on_broken_;
+  Mutex health_mu_;
+  RequestHub::Health health_ ABSL_GUARDED_BY(health_mu_) =
+      RequestHub::Health::kNoRank;
+  bool draining_ ABSL_GUARDED_BY(health_mu_) = false;
   std::unique_ptr<grpc::Server> server_;
   std::unique_ptr<grpc::experimental::ExternalConnectionAcceptor> acceptor_;
   std::unique_ptr<Door> door_;
@@ -89,13 +98,16 @@ RunningCoordinator::RunningCoordinator(
     DataDir dir, std::unique_ptr<Telemetry> telemetry,
     std::unique_ptr<RequestHub> hub,
     std::unique_ptr<ExpertMapsService> expert_maps, Security security,
-    int max_message_bytes, const std::vector<MakeService>& further_services)
+    const CoordinatorOptions& options,
+    const std::vector<MakeService>& further_services)
     : dir_(std::move(dir)),
       telemetry_(std::move(telemetry)),
       hub_(std::move(hub)),
       grpc_log_(*telemetry_),
       security_(std::move(security)),
-      gate_(security_.rules, *telemetry_, max_message_bytes) {
+      gate_(security_.rules, *telemetry_, options.max_message_bytes),
+      has_own_ranks_(options.has_own_ranks),
+      on_broken_(options.on_broken) {
   services_.push_back(MakeInferenceService(
       *hub_, gate_, [this](v1::Stats& stats) { AddExpertMaps(stats); }));
   services_.push_back(MakeControlService(*hub_, gate_));
@@ -152,9 +164,13 @@ absl::Status RunningCoordinator::Listen(const CoordinatorOptions& options) {
         "cannot listen on ", options.listen,
         "; is it in use, or no address of this machine? (--listen)"));
   }
+  // gRPC begins with SERVING.
+  HealthChanged(RequestHub::Health::kNoRank, absl::OkStatus());
+  hub_->WatchHealth([this](RequestHub::Health health, const absl::Status& why) {
+    HealthChanged(health, why);
+  });
   address_ = options.listen;
   if (!is_file) PORTOLAN_RETURN_IF_ERROR(OpenDoor(options));
-  serving_ = true;
   if (!options.http.empty()) {
     PORTOLAN_RETURN_IF_ERROR(ListenHttp(options.http));
   }
@@ -213,9 +229,36 @@ void RunningCoordinator::AddExpertMaps(v1::Stats& stats) const {
   }
 }
 
-HttpAnswer RunningCoordinator::Health() const {
-  if (serving_) return {.text = "ok\n"};
-  return {.status = 503, .text = "draining\n"};
+void RunningCoordinator::HealthChanged(RequestHub::Health health,
+                                       const absl::Status& why) {
+  {
+    MutexLock lock(health_mu_);
+    health_ = health;
+    TellHealth();
+  }
+  if (health == RequestHub::Health::kBroken) on_broken_(why);
+}
+
+void RunningCoordinator::TellHealth() {
+  auto* service = server_->GetHealthCheckService();
+  if (service == nullptr) return;
+  const bool served = !draining_ && health_ == RequestHub::Health::kServed;
+  const bool open = !draining_ && health_ != RequestHub::Health::kBroken;
+  service->SetServingStatus("", has_own_ranks_ ? served : open);
+  service->SetServingStatus(v1::Inference::service_full_name(), served);
+}
+
+HttpAnswer RunningCoordinator::Health() {
+  MutexLock lock(health_mu_);
+  using State = RequestHub::Health;
+  if (draining_) return {.status = 503, .text = "draining\n"};
+  if (health_ == State::kBroken) {
+    return {.status = 503, .text = "the database takes no writes\n"};
+  }
+  if (health_ == State::kNoRank && has_own_ranks_) {
+    return {.status = 503, .text = "no rank is attached\n"};
+  }
+  return {.text = "ok\n"};
 }
 
 HttpAnswer RunningCoordinator::Page() const {
@@ -241,9 +284,10 @@ absl::Status RunningCoordinator::WriteEndpoint() const {
 }
 
 void RunningCoordinator::Drain() {
-  serving_ = false;
-  if (auto* health = server_->GetHealthCheckService(); health != nullptr) {
-    health->SetServingStatus(false);
+  {
+    MutexLock lock(health_mu_);
+    draining_ = true;
+    TellHealth();
   }
   hub_->Drain();
 }
@@ -307,8 +351,7 @@ absl::StatusOr<std::unique_ptr<Coordinator>> Coordinator::Start(
   if (!notice.empty()) std::fprintf(stderr, "notice: %s\n", notice.c_str());
   auto coordinator = std::make_unique<RunningCoordinator>(
       std::move(dir), std::move(telemetry), std::move(hub),
-      std::move(expert_maps), std::move(security), options.max_message_bytes,
-      further_services);
+      std::move(expert_maps), std::move(security), options, further_services);
   PORTOLAN_RETURN_IF_ERROR(coordinator->Listen(options));
   return coordinator;
 }

@@ -27,6 +27,13 @@ struct CoordinatorOptions {
   std::string log_file = {};  // of events; empty: stderr
   SecurityOptions security = {};
   int max_message_bytes = 16 << 20;
+  // The ranks are a part of the same service: without any it does not serve.
+  // Else it takes requests all the same, and ranks may come later.
+  bool has_own_ranks = false;
+  // The database takes no writes, for good: nothing goes on before a restart.
+  // Called once, on a thread that must not be held up.
+  std::function<void(const absl::Status&)> on_broken = [](const absl::Status&) {
+  };
   HubOptions hub = {};
   StoreOptions store = {};               // its path is set by data_dir
   SharedMaps::Options expert_maps = {};  // of each model and row format
@@ -39,6 +46,11 @@ struct CoordinatorOptions {
 
 // The coordinator as a whole: gRPC server, hub and database. What
 // `portolan coordinator` runs, and `portolan serve` in rank 0.
+//
+// grpc.health.v1: the service portolan.v1.Inference is SERVING while a rank is
+// attached, or was within the reattach time; the server as a whole (""), and
+// /healthz with it, also without ranks, unless they are its own. Neither is
+// while it drains, or once the database takes no writes for good.
 //
 // Thread-safe.
 class Coordinator {
