@@ -52,7 +52,7 @@ class FakeRank {
     message.mutable_model()->set_name("tiny");
     message.mutable_model()->set_fingerprint("f00d");
     message.mutable_model()->set_numerics_id("n1");
-    message.mutable_model()->set_max_context(256);
+    message.mutable_model()->set_max_context(1 << 20);
     message.mutable_model()->set_vocab_size(1000);
     message.mutable_capacity()->set_max_sequences(4);
     return message;

@@ -143,6 +143,19 @@ TEST_F(RequestQueueTest, RefusesMoreThanTheQueueHolds) {
   EXPECT_EQ(queue_.Find(4), nullptr);
 }
 
+TEST_F(RequestQueueTest, WhatIsBeyondALimitByItselfIsRefusedForGood) {
+  options_.max_queued_tokens = 29;
+  EXPECT_TRUE(absl::IsOutOfRange(
+      RequestQueue(options_).Admit(Request(1), now_).status));
+
+  options_.max_queued_tokens = 1000;
+  options_.max_client_tokens = 29;
+  const auto refusal = RequestQueue(options_).Admit(Request(1), now_);
+  EXPECT_TRUE(absl::IsOutOfRange(refusal.status));
+  EXPECT_THAT(refusal.status.message(), HasSubstr("params.max_tokens is 20"));
+  EXPECT_THAT(refusal.status.message(), HasSubstr("--client-tokens 29"));
+}
+
 TEST_F(RequestQueueTest, AQuotaBindsOneClientOnly) {
   options_.max_client_requests = 1;
   RequestQueue queue(options_);

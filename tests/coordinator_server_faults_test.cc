@@ -568,6 +568,15 @@ TEST_F(CoordinatorFaultsTest, AWatcherThatDoesNotReadHoldsUpNobody) {
   EXPECT_EQ(lazy.text, eager.text);
 }
 
+TEST_F(CoordinatorFaultsTest, NobodyElseMayReadTheDataDirectory) {
+  std::filesystem::create_directories(dir_);
+  std::filesystem::permissions(dir_, std::filesystem::perms::all);
+  Start();
+
+  EXPECT_EQ(std::filesystem::status(dir_).permissions(),
+            std::filesystem::perms::owner_all);
+}
+
 TEST_F(CoordinatorFaultsTest, InferenceIsServedWhileARankIsAttached) {
   Start();
   EXPECT_TRUE(IsServing("")) << "it takes requests, ranks may come later";

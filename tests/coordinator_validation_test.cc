@@ -167,6 +167,18 @@ TEST(ValidationTest, AModelRefusesWhatItCannotHold) {
   EXPECT_THAT(std::string(status.message()), HasSubstr("tokens.ids[2] is 10"));
 }
 
+TEST(ValidationTest, ATextIsBoundByTheContextToo) {
+  v1::ModelIdentity model;
+  model.set_max_context(8);
+  v1::GenerateRequest request;
+  request.set_text("x");
+  request.mutable_params()->set_max_tokens(7);
+  EXPECT_TRUE(ValidateForModel(request, model).ok());
+
+  request.mutable_params()->set_max_tokens(8);
+  EXPECT_TRUE(absl::IsOutOfRange(ValidateForModel(request, model)));
+}
+
 TEST(ValidationTest, AnUnknownModelLimitsNothing) {
   v1::GenerateRequest request;
   request.mutable_tokens()->add_ids(1 << 20);

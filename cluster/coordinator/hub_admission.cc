@@ -140,6 +140,10 @@ void RequestHub::AcceptNew(const Caller& caller, v1::GenerateRequest request,
   RequestQueue::Refusal refusal = queue_.Admit(stored->queued, now);
   if (!refusal.status.ok()) {
     absl::Status status = Refused(caller, model, std::move(refusal.status));
+    // Later it would be refused just the same.
+    if (absl::IsOutOfRange(status)) {
+      return reply(WithBadField(std::move(status), "params.max_tokens"), false);
+    }
     return reply(WithRetryInfo(std::move(status), refusal.retry_after), false);
   }
   const int64_t seq = stored->queued.seq;

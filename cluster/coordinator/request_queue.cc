@@ -84,8 +84,31 @@ RequestQueue::Refusal RequestQueue::Admit(const QueuedRequest& request,
   return {};
 }
 
+RequestQueue::Refusal RequestQueue::CheckSize(
+    const QueuedRequest& request) const {
+  const auto beyond = [&](int64_t limit, const char* flag) {
+    return Refusal{absl::OutOfRangeError(absl::StrCat(
+                       "params.max_tokens is ", request.max_tokens,
+                       "; with the prompt of about ", request.prompt_tokens,
+                       " tokens that is more than ", flag, " ", limit,
+                       " lets in at any time")),
+                   absl::ZeroDuration()};
+  };
+  if (request.cost() > options_.max_queued_tokens) {
+    return beyond(options_.max_queued_tokens, "--max-queued-tokens");
+  }
+  if (options_.max_client_tokens > 0 &&
+      request.cost() > options_.max_client_tokens) {
+    return beyond(options_.max_client_tokens, "--client-tokens");
+  }
+  return {};
+}
+
 RequestQueue::Refusal RequestQueue::CheckLimits(const QueuedRequest& request,
                                                 absl::Time now) const {
+  if (Refusal refusal = CheckSize(request); !refusal.status.ok()) {
+    return refusal;
+  }
   if (num_queued() >= options_.max_queued_requests ||
       fresh_.total_cost() + request.cost() > options_.max_queued_tokens) {
     const double rate = rate_.PerSecond(now);

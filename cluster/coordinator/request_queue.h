@@ -171,7 +171,8 @@ class RequestQueue {
     absl::Status status;  // OK: admitted
     absl::Duration retry_after;
   };
-  // kResourceExhausted: a limit, a quota or the expected wait.
+  // kResourceExhausted: a limit, a quota or the expected wait. kOutOfRange: it
+  // alone is beyond a limit, whenever it comes.
   Refusal Admit(const QueuedRequest& request, absl::Time now);
   // Puts back a request that was admitted before a restart.
   void Restore(const QueuedRequest& request, absl::Time now);
@@ -301,6 +302,7 @@ class RequestQueue {
   };
   enum class Fit { kNobody, kFull, kPlaced };
 
+  Refusal CheckSize(const QueuedRequest& request) const;
   Refusal CheckLimits(const QueuedRequest& request, absl::Time now) const;
   Refusal CheckWait(const QueuedRequest& request, absl::Time now) const;
   void Insert(Entry entry);

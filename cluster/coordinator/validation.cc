@@ -275,7 +275,6 @@ absl::Status ValidateGenerate(const v1::GenerateRequest& request,
 
 absl::Status ValidateForModel(const v1::GenerateRequest& request,
                               const v1::ModelIdentity& model) {
-  if (!request.has_tokens()) return absl::OkStatus();
   const v1::TokenIds& tokens = request.tokens();
   for (int i = 0; model.vocab_size() > 0 && i < tokens.ids_size(); ++i) {
     if (static_cast<uint32_t>(tokens.ids(i)) < model.vocab_size()) continue;
@@ -285,11 +284,13 @@ absl::Status ValidateForModel(const v1::GenerateRequest& request,
   }
   const int64_t asked =
       request.params().has_max_tokens() ? request.params().max_tokens() : 1;
-  if (model.max_context() > 0 &&
-      tokens.ids_size() + asked > model.max_context()) {
+  // A text has at least one; the rank, which counts them, says the rest.
+  const int64_t prompt = request.has_tokens() ? tokens.ids_size() : 1;
+  if (model.max_context() > 0 && prompt + asked > model.max_context()) {
     return FieldError(
         absl::StatusCode::kOutOfRange, "params.max_tokens",
-        absl::StrCat("is ", asked, "; with the prompt of ", tokens.ids_size(),
+        absl::StrCat("is ", asked, "; with the prompt of ",
+                     request.has_tokens() ? "" : "at least ", prompt,
                      " tokens that is beyond the context of model '",
                      model.name(), "', ", model.max_context()));
   }

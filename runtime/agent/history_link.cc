@@ -144,9 +144,14 @@ void HistoryLink::Impl::Follow(Replica& replica) {
 
 // Rows that others gave up are not taken out here: the rank's own stores are
 // bounded and choose for themselves. So a second snapshot brings only what is
-// newer than all that came before.
+// newer than all that came before - unless the shared history has begun anew,
+// which a version below the replica's tells: then its ids began anew as well.
 void HistoryLink::Impl::Take(const v1::ExpertMapUpdate& update,
                              Replica& replica) {
+  if (update.snapshot_begin() && update.version() < replica.version) {
+    replica.version = 0;
+    replica.last_id = 0;
+  }
   for (const v1::ExpertMapRow& row : update.added()) {
     if (row.id() <= replica.last_id) continue;
     replica.last_id = row.id();

@@ -47,6 +47,12 @@ absl::StatusOr<DataDir> DataDir::Lock(const std::string& path) {
         absl::StrCat("--data-dir ", path, " is no directory and cannot be made",
                      error ? ": " + error.message() : ""));
   }
+  // Prompts and outputs are nobody else's business.
+  if (chmod(path.c_str(), 0700) != 0) {
+    return absl::PermissionDeniedError(
+        absl::StrCat("cannot keep others out of --data-dir ", path,
+                     " (chmod 0700): ", std::strerror(errno)));
+  }
   const std::string file = path + "/lock";
   const int fd = open(file.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
   if (fd < 0) {
