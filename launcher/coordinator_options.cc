@@ -27,7 +27,7 @@ void AddLimits(CLI::App& command, CoordinatorOptions& options) {
   AddFlag(command, "--max-prompt-tokens", options.hub.limits.max_prompt_tokens,
           "Longest prompt");
   AddFlag(command, "--max-message-bytes", options.max_message_bytes,
-          "Longest message");
+          "Longest message of a client");
   AddFlag(command, "--shared-history-capacity", options.expert_maps.max_rows,
           "Expert maps of tokens, and of sequences, that the ranks of a model "
           "share")

@@ -859,5 +859,31 @@ TEST_F(CoordinatorFaultsTest, OversizedMessagesAreRefused) {
   EXPECT_TRUE(Submit().status.ok());
 }
 
+TEST_F(CoordinatorFaultsTest, TheLimitOfClientsMessagesDoesNotBindRanks) {
+  options_.max_message_bytes = 10'000;
+  Start();
+  const auto rank = AttachedRank();
+  Stream stream(*this, Request());
+  const v1::Assign assign = rank->NextAssign();
+  v1::RankMessage message;
+  v1::TokenDelta& delta = *message.mutable_tokens()->add_deltas();
+  delta = FakeRank::Delta(assign, 0, 1);
+  delta.set_texts(0, std::string(100'000, 'x'));
+  delta.mutable_finish()->set_reason(v1::FINISH_REASON_STOP);
+  rank->Send(message);
+  stream.ReadAll();
+
+  EXPECT_TRUE(stream.status.ok()) << stream.status.error_message();
+  EXPECT_EQ(stream.text.size(), 100'000u);
+}
+
+TEST_F(CoordinatorFaultsTest, LimitsThatLetNothingInAreNoOptions) {
+  options_.max_message_bytes = 0;
+  EXPECT_TRUE(absl::IsInvalidArgument(options_.Validate()));
+  options_.max_message_bytes = 10'000;
+  options_.hub.limits.max_prompt_tokens = 0;
+  EXPECT_TRUE(absl::IsInvalidArgument(options_.Validate()));
+}
+
 }  // namespace
 }  // namespace portolan

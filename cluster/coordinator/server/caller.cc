@@ -1,5 +1,6 @@
 #include "cluster/coordinator/server/caller.h"
 
+#include <algorithm>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -67,12 +68,14 @@ absl::StatusOr<Caller> Gate::Enter(grpc::ServerContextBase& context,
 }
 
 absl::Status Gate::CheckLength(const grpc::ServerContextBase& context,
+                               ServiceKind service,
                                const grpc::ByteBuffer& bytes) const {
-  const size_t length = bytes.Length();
-  if (length <= max_message_bytes_) return absl::OkStatus();
-  absl::Status status = absl::ResourceExhaustedError(
-      absl::StrCat("the message is longer than ", max_message_bytes_,
-                   " bytes (--max-message-bytes)"));
+  const size_t most = service == ServiceKind::kControl
+                          ? std::max(max_message_bytes_, kRankMessageBytes)
+                          : max_message_bytes_;
+  if (bytes.Length() <= most) return absl::OkStatus();
+  absl::Status status = absl::ResourceExhaustedError(absl::StrCat(
+      "the message is longer than ", most, " bytes (--max-message-bytes)"));
   telemetry_.Refused(AddressOf(context.peer()), "oversized message",
                      std::string(status.message()));
   return status;

@@ -33,9 +33,12 @@ absl::Status FromBytes(const grpc::ByteBuffer& bytes, Message& message) {
 // service asks here first. Thread-safe.
 class Gate {
  public:
+  static constexpr size_t kRankMessageBytes = 16 << 20;
+
   // Both outlive the gate. gRPC takes messages of any length, for it would
   // refuse long ones before anybody hears of them: what is longer than
-  // `max_message_bytes` is refused by Read().
+  // `max_message_bytes` is refused by Read(). Ranks may always send
+  // kRankMessageBytes, for they have no shorter way to say what they did.
   Gate(const AccessRules& rules, Telemetry& telemetry, int max_message_bytes)
       : rules_(rules),
         telemetry_(telemetry),
@@ -49,15 +52,17 @@ class Gate {
   // The message of a call that has entered.
   // Errors: kResourceExhausted (too long), kInvalidArgument (no such message).
   template <typename Message>
-  absl::Status Read(const grpc::ServerContextBase& context,
+  absl::Status Read(const grpc::ServerContextBase& context, ServiceKind service,
                     const grpc::ByteBuffer& bytes, Message& message) const {
-    if (absl::Status status = CheckLength(context, bytes); !status.ok()) {
+    if (absl::Status status = CheckLength(context, service, bytes);
+        !status.ok()) {
       return status;
     }
     return FromBytes(bytes, message);
   }
   // The first half of it.
   absl::Status CheckLength(const grpc::ServerContextBase& context,
+                           ServiceKind service,
                            const grpc::ByteBuffer& bytes) const;
 
  private:

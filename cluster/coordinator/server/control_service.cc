@@ -40,7 +40,8 @@ class GrpcRankStream final
   void OnReadDone(bool ok) override {
     if (!ok) return hub_.RankGone(this);
     v1::RankMessage message;
-    absl::Status read = gate_.Read(context_, incoming_, message);
+    absl::Status read =
+        gate_.Read(context_, ServiceKind::kControl, incoming_, message);
     if (!read.ok()) return hub_.RankGone(this, std::move(read));
     hub_.RankSent(this, std::move(message));
   }

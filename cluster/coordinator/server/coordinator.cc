@@ -41,6 +41,8 @@ constexpr int kHandshakeMs = 10'000;
 // and those that the limit refuses. What exceeds it waits in the client.
 constexpr int64_t kMoreCalls = 1000;
 
+constexpr int kMinMessageBytes = 1024;
+
 class RunningCoordinator final : public Coordinator {
  public:
   // Members are made in this order and go in the other one.
@@ -114,8 +116,9 @@ RunningCoordinator::RunningCoordinator(
   expert_maps->SetAuthorize([this](grpc::ServerContextBase& context,
                                    const grpc::ByteBuffer& message) {
     const auto caller = gate_.Enter(context, ServiceKind::kControl);
-    return ToGrpc(caller.ok() ? gate_.CheckLength(context, message)
-                              : caller.status());
+    return ToGrpc(
+        caller.ok() ? gate_.CheckLength(context, ServiceKind::kControl, message)
+                    : caller.status());
   });
   expert_maps_ = expert_maps.get();
   services_.push_back(std::move(expert_maps));
@@ -318,6 +321,14 @@ absl::Status CoordinatorOptions::Validate() const {
   }
   if (hub.max_client_streams < 0) {
     return absl::InvalidArgumentError("--client-streams must be at least 0");
+  }
+  if (max_message_bytes < kMinMessageBytes) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--max-message-bytes must be at least ", kMinMessageBytes,
+                     ", or no request fits"));
+  }
+  if (hub.limits.max_prompt_tokens < 1) {
+    return absl::InvalidArgumentError("--max-prompt-tokens must be at least 1");
   }
   PORTOLAN_RETURN_IF_ERROR(security.Validate(listen));
   PORTOLAN_RETURN_IF_ERROR(security.ValidateHttp(http));

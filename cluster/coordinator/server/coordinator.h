@@ -26,7 +26,7 @@ struct CoordinatorOptions {
   std::string http = {};
   std::string log_file = {};  // of events; empty: stderr
   SecurityOptions security = {};
-  int max_message_bytes = 16 << 20;
+  int max_message_bytes = 16 << 20;  // of clients
   // The ranks are a part of the same service: without any it does not serve.
   // Else it takes requests all the same, and ranks may come later.
   bool has_own_ranks = false;

@@ -120,7 +120,8 @@ class InferenceService final : public RawService {
                                Request& request) const {
     auto caller = gate_.Enter(context, ServiceKind::kInference);
     if (!caller.ok()) return caller;
-    absl::Status read = gate_.Read(context, bytes, request);
+    absl::Status read =
+        gate_.Read(context, ServiceKind::kInference, bytes, request);
     if (!read.ok()) return read;
     return caller;
   }
