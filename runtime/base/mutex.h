@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <condition_variable>
 #include <mutex>
 
@@ -46,13 +47,19 @@ class CondVar {
     lock.release();
   }
 
-  // As Wait(), for at most `timeout`.
+  // As Wait(), for at most `timeout`, by a clock that nobody sets.
   void WaitFor(Mutex& mu, absl::Duration timeout)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu) {
     std::unique_lock<std::mutex> lock(mu.mu_, std::adopt_lock);
-    // A deadline on the system clock: gcc's TSan does not know
-    // pthread_cond_clockwait, which a relative wait would call.
+    // What a deadline can hold; callers loop.
+    timeout = std::clamp(timeout, absl::ZeroDuration(), absl::Hours(24));
+#ifdef __SANITIZE_THREAD__
+    // gcc's TSan does not know pthread_cond_clockwait, which a relative wait
+    // calls: it would miss that the mutex is given up meanwhile.
     cv_.wait_until(lock, absl::ToChronoTime(absl::Now() + timeout));
+#else
+    cv_.wait_for(lock, absl::ToChronoNanoseconds(timeout));
+#endif
     lock.release();
   }
 
