@@ -1,7 +1,6 @@
 #include "launcher/wiring.h"
 
 #include <algorithm>
-#include <cstdio>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -15,6 +14,7 @@
 #include "launcher/console.h"
 #include "launcher/fault.h"
 #include "launcher/memory_plan.h"
+#include "launcher/notices.h"
 #include "runtime/base/cpu_topology.h"
 #include "runtime/base/status_macros.h"
 #include "runtime/serving/collectives.h"
@@ -100,6 +100,8 @@ absl::StatusOr<std::unique_ptr<RankRuntime>> RankRuntime::Create(
   PORTOLAN_RETURN_IF_ERROR(
       AgreeOnStatus(transport, rank->WireExperts(), kStartTimeout));
   PORTOLAN_RETURN_IF_ERROR(rank->AgreeOnForesight());
+  PORTOLAN_RETURN_IF_ERROR(
+      TellNotices(transport, rank->notices_, kStartTimeout));
   if (mailbox == nullptr) mailbox = rank->MakeHistoryMailbox();
   if (mailbox != nullptr) rank->WireRecorder(*mailbox);
   PORTOLAN_RETURN_IF_ERROR(
@@ -183,7 +185,7 @@ absl::Status RankRuntime::WireExperts() {
                             OpenExpertSource(shape));
   std::unique_ptr<CachePolicy> policy =
       MakePolicy(options_.policy, shape, history_.get());
-  if (!policy->notice().empty()) Notice(policy->notice());
+  if (!policy->notice().empty()) notices_.emplace_back(policy->notice());
   hint_merge_ = policy->hint_merge();
   const ExpertCache::Options cache{.slot_bytes = shape.expert_bytes,
                                    .loader_cpus = allowed_cpus_,
@@ -232,14 +234,8 @@ absl::StatusOr<std::unique_ptr<ChunkedSource>> RankRuntime::OpenExpertSource(
             return model_.experts.ExpertExtentsOf(
                 {layers[static_cast<size_t>(id.layer)], id.expert});
           }));
-  for (const std::string& notice : chosen.notices) Notice(notice);
+  notices_.insert(notices_.end(), chosen.notices.begin(), chosen.notices.end());
   return std::move(chosen.source);
-}
-
-// Tells the user something that changes no result, once for all ranks.
-void RankRuntime::Notice(std::string_view text) const {
-  if (transport_.rank() != Rank{0}) return;
-  std::fprintf(stderr, "notice: %s\n", std::string(text).c_str());
 }
 
 absl::Status RankRuntime::WireTrace() {
@@ -273,7 +269,8 @@ absl::Status RankRuntime::WireTrace() {
       std::move(writer), header, rank,
       [this] { return cache_->metrics().stall; },
       [this](const absl::Status& status) {
-        Notice(absl::StrCat("the trace ends here: ", status.message()));
+        TellNotice(transport_,
+                   absl::StrCat("the trace ends here: ", status.message()));
       });
   observers_.Add(*trace_);
   return absl::OkStatus();

@@ -99,7 +99,6 @@ class RankRuntime {
       const PolicyShape& shape);
   absl::Status AgreeOnForesight();
   absl::Status LoadResident(int64_t owned, int64_t expert_bytes);
-  void Notice(std::string_view text) const;
   void WireThreads();
   absl::Status WireForesight();
   absl::Status WireExperts();
@@ -124,8 +123,9 @@ class RankRuntime {
   std::unique_ptr<HistoryMailbox> history_mailbox_;
   std::unique_ptr<HistoryRecorder> recorder_;  // null without a mailbox
   ObserverChain observers_;
-  std::vector<int> allowed_cpus_;  // of this process
-  std::vector<int> numa_nodes_;    // of this rank's threads; empty: not bound
+  std::vector<std::string> notices_;  // of the wiring
+  std::vector<int> allowed_cpus_;     // of this process
+  std::vector<int> numa_nodes_;  // of this rank's threads; empty: not bound
   int64_t expert_slot_bytes_ = 0;
   bool experts_resident_ = false;  // all of this rank
   HintMerge hint_merge_ = HintMerge::kSum;

@@ -90,6 +90,13 @@ class BudgetTest(unittest.TestCase):
         self.assertEqual(code, 0)
         return peak, json.loads(stats.read_text())
 
+    def plan(self, memory, policy):
+        planned = portolan.run(
+            [portolan.program(BUILD), "plan", "--model", self.model,
+             "--expert-memory", memory, "--policy", policy, "--json"])
+        self.assertEqual(planned.returncode, 0, planned.stderr)
+        return json.loads(planned.stdout)["per_rank"][0]
+
     def test_resident_memory_follows_the_budget(self):
         for policy in ("lru", "adaptive"):
             full, full_stats = self.peak("100%", policy)
@@ -98,19 +105,21 @@ class BudgetTest(unittest.TestCase):
                 saved = (full_stats["expert_memory_bytes"] -
                          small_stats["expert_memory_bytes"])
                 self.assertGreater(saved, 150 << 20)
-                # Staging buffers and history are what the small one has more.
-                self.assertGreater(full - small, saved - (32 << 20))
+                # Staging and what predictors keep is what the small one may
+                # have more; 4 MiB are the noise of an allocator.
+                more = (small_stats["staging_bytes"] -
+                        full_stats["staging_bytes"] +
+                        self.plan("12.5%", policy)["foresight_bytes"])
+                self.assertGreater(full - small, saved - more - (4 << 20))
                 self.assertLessEqual(small_stats["expert_memory_peak_bytes"],
                                      small_stats["expert_memory_bytes"])
 
     def test_the_sum_of_the_plan_is_not_exceeded(self):
         for memory in ("100%", "12.5%"):
-            planned = json.loads(portolan.run(
-                [portolan.program(BUILD), "plan", "--model", self.model,
-                 "--expert-memory", memory, "--json"]).stdout)
             peak, _ = self.peak(memory, "adaptive")
             with self.subTest(memory=memory, peak=peak):
-                self.assertLessEqual(peak, planned["per_rank"][0]["bytes"])
+                self.assertLessEqual(
+                    peak, self.plan(memory, "adaptive")["bytes"])
 
 
 class HintsTest(unittest.TestCase):
@@ -249,6 +258,23 @@ class FaultTest(unittest.TestCase):
              "lru", "--link", "1GB/s,50us"])
         self.assertEqual(replayed.returncode, 0, replayed.stderr)
         self.assertNotIn("note:", replayed.stderr)
+
+    def test_every_rank_says_that_its_trace_ends(self):
+        trace = self.directory / "trace"
+
+        def limit():
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))
+        done = subprocess.run(
+            [str(part) for part in (
+                portolan.program(BUILD), "generate", "--model", portolan.MODEL,
+                "--prompts", PROMPTS, *FLAGS, "--trace", trace, "--ranks",
+                "2")], capture_output=True, text=True, preexec_fn=limit)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        for rank in (0, 1):
+            self.assertRegex(done.stderr,
+                             rf"notice: rank {rank} on \S+: the trace ends "
+                             rf"here: .*trace\.{rank} after")
 
     def test_a_trace_that_cannot_begin_is_refused_by_name(self):
         done = portolan.run(

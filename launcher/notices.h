@@ -1,0 +1,32 @@
+#pragma once
+
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "comm/transport.h"
+
+namespace portolan {
+
+// Notices tell the user something that changes no result, on stderr.
+
+// Tells one of this rank alone, at once: "notice: rank 1 on HOST: TEXT", or
+// without the rank where there is no other.
+void TellNotice(const Transport& transport, std::string_view text);
+
+// Tells those of all ranks, which rank 0 prints: one that all ranks have once,
+// as "notice: TEXT", others once with the ranks that have it. Collective.
+// Errors: as GatherToRoot().
+absl::Status TellNotices(Transport& transport,
+                         const std::vector<std::string>& mine,
+                         absl::Duration timeout);
+
+// The lines of TellNotices(). `hosts`: of each rank.
+std::vector<std::string> MergeNotices(
+    std::span<const std::vector<std::string>> by_rank,
+    std::span<const std::string> hosts);
+
+}  // namespace portolan
