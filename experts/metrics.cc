@@ -14,6 +14,12 @@ double Ratio(int64_t part, int64_t whole) {
 
 double ExpertMetrics::HitRate() const { return Ratio(hits, accesses()); }
 
+double ExpertMetrics::StallPerToken() const {
+  return tokens == 0
+             ? 0.0
+             : absl::ToDoubleSeconds(stall) / static_cast<double>(tokens);
+}
+
 void ExpertMetrics::Merge(const ExpertMetrics& other) {
   steps = std::max(steps, other.steps);
   tokens = std::max(tokens, other.tokens);

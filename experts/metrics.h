@@ -36,6 +36,8 @@ struct ExpertMetrics {
   int64_t accesses() const { return hits + late + misses; }
   // Of needed experts; 0 without any.
   double HitRate() const;
+  // Seconds that all ranks together waited, for a token; 0 without any.
+  double StallPerToken() const;
   int64_t prefetch_bytes() const {
     return prefetch_used_bytes + prefetch_wasted_bytes +
            prefetch_resident_bytes;

@@ -343,6 +343,12 @@ absl::StatusOr<std::vector<MemoryBudget>> BudgetsOf(
 
 }  // namespace
 
+double ReplayResult::LostPerToken() const {
+  return total.tokens == 0 ? 0.0
+                           : absl::ToDoubleSeconds(lost()) /
+                                 static_cast<double>(total.tokens);
+}
+
 absl::StatusOr<ReplayResult> Replay(const Trace& trace, std::string_view policy,
                                     const ReplayOptions& options,
                                     const History* history) {

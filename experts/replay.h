@@ -39,8 +39,11 @@ struct ReplayResult {
   int64_t loads = 0;   // that came over the links whole, of all ranks
   std::string notice;  // of the policy, or empty
 
-  // Time lost to experts: what all ranks together waited for the slowest.
+  // What the run takes longer for its experts. With several ranks less than
+  // their stalls together, for they wait at the same time.
   absl::Duration lost() const { return time - compute; }
+  // Seconds, as ExpertMetrics::StallPerToken().
+  double LostPerToken() const;
 };
 
 // Runs one policy ("oracle" included, and "adaptive+eviction" and the like, see

@@ -13,11 +13,6 @@ double StallSeconds(const ReplayRow& row) {
   return absl::ToDoubleSeconds(row.result.total.stall);
 }
 
-double StallPerToken(const ReplayRow& row) {
-  const int64_t tokens = row.result.total.tokens;
-  return tokens == 0 ? 0.0 : StallSeconds(row) / static_cast<double>(tokens);
-}
-
 double Share(int64_t part, const ExpertMetrics& metrics) {
   return metrics.accesses() == 0 ? 0.0
                                  : static_cast<double>(part) /
@@ -43,7 +38,7 @@ std::string TableRow(const ReplayRow& row, std::span<const ReplayRow> rows) {
       "%-10s %8s %10.3f %10.3f %7.1f %7.1f %7.1f %9.1f %9.1f %9.1f %8.1f "
       "%10s\n",
       row.result.policy, row.expert_memory, StallSeconds(row),
-      StallPerToken(row) * 1e3, 100 * Share(m.hits, m), 100 * Share(m.late, m),
+      m.StallPerToken() * 1e3, 100 * Share(m.hits, m), 100 * Share(m.late, m),
       100 * Share(m.misses, m), static_cast<double>(m.demand_bytes) / 1e6,
       static_cast<double>(m.prefetch_used_bytes) / 1e6,
       static_cast<double>(m.prefetch_wasted_bytes) / 1e6, row.cpu_us_per_layer,
@@ -146,7 +141,8 @@ nlohmann::json ReplayJson(std::span<const ReplayRow> rows) {
     object["expert_memory"] = row.expert_memory;
     object["budget"] = row.budget;
     object["ranks"] = row.result.num_ranks;
-    object["stall_per_token_s"] = StallPerToken(row);
+    object["stall_per_token_s"] = row.result.total.StallPerToken();
+    object["lost_per_token_s"] = row.result.LostPerToken();
     object["cpu_us_per_layer"] = row.cpu_us_per_layer;
     object["time_s"] = absl::ToDoubleSeconds(row.result.time);
     object["compute_s"] = absl::ToDoubleSeconds(row.result.compute);

@@ -147,11 +147,6 @@ Json RankJson(const RankMemory& rank) {
           {"bytes", rank.bytes()}};
 }
 
-double StallPerToken(const ReplayResult& result) {
-  return absl::ToDoubleSeconds(result.lost()) /
-         static_cast<double>(std::max<int64_t>(1, result.total.tokens));
-}
-
 int64_t HistoryBytesAs(MapFormat format, HistoryShape shape) {
   shape.format = format;
   return HistoryBytes(shape);
@@ -187,7 +182,8 @@ Json PlanJson(const PlanOptions& options, const Plan& plan) {
     json["replay"] = ToJson(plan.replay->total);
     json["replay"]["policy"] = plan.replay->policy;
     json["replay"]["link"] = plan.link;
-    json["replay"]["stall_per_token_s"] = StallPerToken(*plan.replay);
+    json["replay"]["stall_per_token_s"] = plan.replay->total.StallPerToken();
+    json["replay"]["lost_per_token_s"] = plan.replay->LostPerToken();
   }
   return json;
 }
@@ -238,11 +234,12 @@ void PrintPlan(const PlanOptions& options, const Plan& plan) {
   }
   if (plan.replay) {
     std::printf(
-        "expected stall, by replay of %s with %s at %s: %.3f ms a token, "
-        "%.1f %% hits\n",
+        "expected stall, by replay of %s with %s at %s: %.3f ms a token of all "
+        "ranks together, which makes the run %.3f ms longer, %.1f %% hits\n",
         absl::StrJoin(options.traces, ", ").c_str(),
         plan.replay->policy.c_str(), plan.link.c_str(),
-        1e3 * StallPerToken(*plan.replay), 100 * plan.replay->total.HitRate());
+        1e3 * plan.replay->total.StallPerToken(),
+        1e3 * plan.replay->LostPerToken(), 100 * plan.replay->total.HitRate());
   }
 }
 

@@ -61,8 +61,21 @@ TEST(ReplayReportTest, TheGapIsToTheOracleOfTheSameBudget) {
   EXPECT_DOUBLE_EQ(json[1]["gap_s"], 0);
   EXPECT_FALSE(json[2].contains("gap_s"));
   EXPECT_DOUBLE_EQ(json[0]["stall_per_token_s"], 0.1);
+  EXPECT_DOUBLE_EQ(json[0]["lost_per_token_s"], 0);
   EXPECT_DOUBLE_EQ(json[0]["hit_rate"], 0.75);
   EXPECT_DOUBLE_EQ(json[0]["cpu_us_per_layer"], 1.5);
+}
+
+// Two ranks wait 6 s each, of which 4 at the same time.
+TEST(ReplayReportTest, WhatARunLosesIsNotWhatItsRanksWait) {
+  ReplayRow row = Row("lru", 0.25, 12);
+  row.result.time = absl::Seconds(20);
+  row.result.compute = absl::Seconds(12);
+
+  const nlohmann::json json = ReplayJson(std::vector{row});
+
+  EXPECT_DOUBLE_EQ(json[0]["stall_per_token_s"], 0.12);
+  EXPECT_DOUBLE_EQ(json[0]["lost_per_token_s"], 0.08);
 }
 
 TEST(ReplayReportTest, TheTableHasARowForEachAndADashWithoutAnOracle) {

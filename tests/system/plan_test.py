@@ -163,8 +163,20 @@ class PlanTest(unittest.TestCase):
                     "--policy", "lru"]
             stalls = [plan_json("--expert-memory", budget, *link)["replay"]
                       for budget in ("100%", "25%", "12.5%")]
+            replayed = portolan.run(
+                [portolan.program(BUILD), "replay", "--json", "--trace", trace,
+                 "--link", "1GB/s,50us", "--policy", "lru", "--expert-memory",
+                 "25%", "--ranks", "2"])
+            planned = plan_json("--expert-memory", "25%", "--ranks", "2",
+                                *link)["replay"]
         self.assertEqual(without_link.returncode, 1)
         self.assertRegex(without_link.stderr, r"error: .*--expert-link")
+        # One name, one figure, here and there.
+        for name in ("stall_per_token_s", "lost_per_token_s"):
+            self.assertEqual(json.loads(replayed.stdout)[0][name],
+                             planned[name])
+        self.assertLess(planned["lost_per_token_s"],
+                        planned["stall_per_token_s"])
         times = [stall["stall_per_token_s"] for stall in stalls]
         self.assertEqual(sorted(times), times)
         self.assertGreater(times[2], 0)
