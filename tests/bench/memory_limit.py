@@ -13,6 +13,9 @@ A model of the size of the published comparison (3.2 GB of experts):
 Prints for each limit, without and with an expert pack: decode tokens/s (median
 and range over rounds), bytes read per token and per second, and, measured just
 before, what the disk gives to four readers of 512 KiB at random places.
+
+Exits with 1 if a median is below its bar: so many times what llama.cpp decodes
+with the same model under the same limit, reading it by mmap (--peer).
 """
 
 import argparse
@@ -45,12 +48,32 @@ def arguments():
     parser.add_argument("--sources", default="checkpoint,pack")
     parser.add_argument("--gen", default="48")
     parser.add_argument("--rounds", default="3")
-    return parser.parse_args()
+    parser.add_argument("--peer", default="1.03GB:3.08:1.5,1.72GB:6.08:1.3",
+                        metavar="LIMIT:RATE:TIMES,...",
+                        help="tokens/s of the peer under a limit and how many "
+                        "times that is asked for (default: %(default)s)")
+    a = parser.parse_args()
+    try:
+        a.bars = bars(a.peer)
+    except ValueError:
+        parser.error(f"--peer {a.peer}: write LIMIT:RATE:TIMES,...")
+    return a
+
+
+def bars(text):
+    """Tokens/s of the peer and times by limit in bytes."""
+    found = {}
+    for part in filter(None, text.split(",")):
+        limit, rate, times = part.split(":")
+        found[to_bytes(limit)] = float(rate), float(times)
+    return found
 
 
 def to_bytes(text):
-    number, unit = re.fullmatch(r"([\d.]+)(\w*)", text).groups()
-    return int(float(number) * UNITS[unit])
+    match = re.fullmatch(r"([\d.]+)([A-Za-z]*)", text)
+    if match is None or match[2] not in UNITS:
+        raise ValueError(text)
+    return int(float(match[1]) * UNITS[match[2]])
 
 
 class Cgroup:
@@ -146,7 +169,8 @@ def measure(a, bench, limit, policy, pack):
     return json.loads(done.stdout), plan, peak
 
 
-def report(limit, policy, figures, plan, peak, disk):
+def report(limit, bar, policy, figures, plan, peak, disk):
+    """Prints a line; whether the bar is passed, or there is none."""
     rate = figures["decode_tokens_per_s"]
     per_token = figures["disk_bytes_per_token"]
     slots = plan["largest_expert_memory"] // plan["per_rank"][0]["slot_bytes"]
@@ -155,11 +179,20 @@ def report(limit, policy, figures, plan, peak, disk):
           f"{rate['median']:6.2f} [{rate['min']:.2f}-{rate['max']:.2f}] tok/s  "
           f"{per_token / 1e6:6.1f} MB/token  "
           f"{per_token * rate['median'] / 1e9:5.2f} GB/s read, disk "
-          f"{disk / 1e9:.2f} GB/s  peak {peak / 1e9:.3f} GB", flush=True)
+          f"{disk / 1e9:.2f} GB/s  peak {peak / 1e9:.3f} GB", end="")
+    if bar is None:
+        print(flush=True)
+        return True
+    peer, times = bar
+    reached = rate["median"] / peer
+    print(f"  {reached:.1f} times the peer's {peer:g}, asked {times:g}"
+          f"{'' if reached >= times else ': MISSED'}", flush=True)
+    return reached >= times
 
 
 def main():
     a = arguments()
+    passed = True
     with tempfile.TemporaryDirectory() as empty:
         bench = runs.Runs(a.build, a.model, empty)
         pack_dir = a.pack_dir or a.model
@@ -169,10 +202,12 @@ def main():
             for limit in a.limits.split(","):
                 for policy in a.policies.split(","):
                     disk = disk_rate(a.model)
-                    report(limit, policy, *measure(
-                        a, bench, limit, policy,
-                        ["--pack-dir", pack_dir] if source == "pack" else []),
-                        disk)
+                    passed &= report(
+                        limit, a.bars.get(to_bytes(limit)), policy, *measure(
+                            a, bench, limit, policy,
+                            ["--pack-dir", pack_dir] if source == "pack" else
+                            []), disk)
+    sys.exit(not passed)
 
 
 if __name__ == "__main__":
