@@ -1,5 +1,3 @@
-#include <time.h>
-
 #include <algorithm>
 #include <cstdio>
 #include <memory>
@@ -17,6 +15,7 @@
 #include "launcher/console.h"
 #include "launcher/flags.h"
 #include "runtime/base/check.h"
+#include "runtime/base/cpu_time.h"
 #include "runtime/base/cpu_topology.h"
 
 namespace portolan {
@@ -40,20 +39,13 @@ struct BenchMapsRow {
   double trajectory_us = 0;  // one layer of a trajectory search
 };
 
-double CpuMicroseconds() {
-  timespec now{};
-  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
-  return static_cast<double>(now.tv_sec) * 1e6 +
-         static_cast<double>(now.tv_nsec) * 1e-3;
-}
-
 // Median CPU time of a call.
 double MedianOf(int32_t calls, absl::FunctionRef<void(int32_t)> call) {
   std::vector<double> times;
   for (int32_t i = 0; i < calls; ++i) {
-    const double start = CpuMicroseconds();
+    const double start = ThreadCpuMicroseconds();
     call(i);
-    times.push_back(CpuMicroseconds() - start);
+    times.push_back(ThreadCpuMicroseconds() - start);
   }
   std::ranges::sort(times);
   return times[times.size() / 2];

@@ -1,7 +1,5 @@
 #include "launcher/replay.h"
 
-#include <time.h>
-
 #include <algorithm>
 #include <cstdio>
 #include <fstream>
@@ -20,6 +18,7 @@
 #include "launcher/console.h"
 #include "launcher/flags.h"
 #include "launcher/options.h"
+#include "runtime/base/cpu_time.h"
 #include "runtime/base/status_macros.h"
 
 namespace portolan {
@@ -70,13 +69,6 @@ absl::StatusOr<std::unique_ptr<History>> PrepareHistory(
   return history;
 }
 
-double CpuMicroseconds() {
-  timespec now{};
-  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
-  return static_cast<double>(now.tv_sec) * 1e6 +
-         static_cast<double>(now.tv_nsec) * 1e-3;
-}
-
 absl::StatusOr<std::vector<ReplayRow>> RunAll(const ReplayCommand& command,
                                               const Trace& trace) {
   ReplayOptions options;
@@ -97,7 +89,7 @@ absl::StatusOr<std::vector<ReplayRow>> RunAll(const ReplayCommand& command,
         const MemoryBudget budget,
         PlanExpertMemory(memory, owned, trace.header.expert_bytes));
     for (const std::string& policy : command.policies) {
-      const double start = CpuMicroseconds();
+      const double start = ThreadCpuMicroseconds();
       PORTOLAN_ASSIGN_OR_RETURN(ReplayResult result,
                                 Replay(trace, policy, options, history.get()));
       rows.push_back(
@@ -105,7 +97,7 @@ absl::StatusOr<std::vector<ReplayRow>> RunAll(const ReplayCommand& command,
            .budget = static_cast<double>(budget.num_slots) /
                      static_cast<double>(owned),
            .cpu_us_per_layer =
-               layers == 0 ? 0.0 : (CpuMicroseconds() - start) / layers,
+               layers == 0 ? 0.0 : (ThreadCpuMicroseconds() - start) / layers,
            .result = std::move(result)});
       std::fprintf(stderr, "replayed %s at %s\n", policy.c_str(),
                    memory.c_str());
