@@ -31,7 +31,6 @@ using adaptive::SourceScores;
 using adaptive::Trajectories;
 
 constexpr float kTokenPrior = 2;  // visits that the prior counts for
-constexpr float kPopularityRate = History::kPopularityRate;
 constexpr float kLearningRate = 0.01f;
 constexpr size_t kNeighbours = 8;  // of a semantic search
 constexpr float kNeighbourSharpness = 20;
