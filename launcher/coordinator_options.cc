@@ -40,6 +40,9 @@ void AddSecurity(CLI::App& command, SecurityOptions& security) {
   AddFlag(command, "--tls-key", security.tls_key, "PEM file of its key");
   AddFlag(command, "--tls-client-ca", security.tls_client_ca,
           "PEM file of the authority whose certificates let ranks in");
+  AddFlag(command, "--worker-subject", security.worker_subject,
+          "Subjects of such certificates that let ranks in, * for any text, "
+          "e.g. '*CN=rank-*'; others are clients' only (default: all)");
   AddFlag(command, "--token-file", security.token_file,
           "Who may call: lines of NAME ROLE TOKEN, where ROLE is client, "
           "worker or admin");

@@ -108,6 +108,17 @@ TEST(AccessTest, WithoutRulesEverybodyIsKnownByAddress) {
   EXPECT_EQ(identity->name, "here");
 }
 
+TEST(AccessTest, AClientsCertificateIsNoRanksWhereSubjectsTellThemApart) {
+  const AccessRules rules{.certificates = true, .worker_subject = "*CN=rank-*"};
+  const Credentials ann{.subject = "O=lab,CN=ann", .address = "a"};
+  const Credentials rank{.subject = "O=lab,CN=rank-3", .address = "a"};
+
+  EXPECT_TRUE(absl::IsPermissionDenied(
+      Admit(rules, ServiceKind::kControl, ann).status()));
+  EXPECT_TRUE(Admit(rules, ServiceKind::kInference, ann).ok());
+  EXPECT_TRUE(Admit(rules, ServiceKind::kControl, rank).ok());
+}
+
 TEST(AccessTest, ABadTokenFileIsNamedByLineAndKeepsItsSecret) {
   for (const char* text :
        {"ann client\n", "ann boss 0123456789abcdef\n", "ann client short\n",

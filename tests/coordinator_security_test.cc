@@ -187,6 +187,19 @@ TEST_F(SecurityTest, RanksComeInByCertificate) {
   EXPECT_EQ(nobody.Ended().error_code(), grpc::StatusCode::UNAUTHENTICATED);
 }
 
+TEST_F(SecurityTest, AClientsCertificateLetsNoRankInWhereSubjectsAreGiven) {
+  UseTls();
+  MakeCertificate("ann", 2);
+  MakeCertificate("rank-3", 2);
+  options_.security.worker_subject = "*CN=rank-*";
+  Start();
+
+  FakeRank ann(coordinator_->address(), TlsCredentials("ann"));
+  EXPECT_EQ(ann.Ended().error_code(), grpc::StatusCode::PERMISSION_DENIED);
+  FakeRank rank(coordinator_->address(), TlsCredentials("rank-3"));
+  EXPECT_GT(rank.Attach().heartbeat_ms(), 0u);
+}
+
 TEST_F(SecurityTest, ClientsNeedACertificateWhereThereAreNoTokens) {
   UseTls();
   MakeCertificate("client", 2);

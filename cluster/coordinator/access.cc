@@ -1,5 +1,7 @@
 #include "cluster/coordinator/access.h"
 
+#include <fnmatch.h>
+
 #include <utility>
 
 #include "absl/strings/ascii.h"
@@ -22,6 +24,12 @@ std::optional<Role> ParseRole(const std::string& text) {
 absl::Status BadLine(std::string_view file, int line, const char* what) {
   return absl::InvalidArgumentError(
       absl::StrCat(std::string(file), ":", line, ": ", what));
+}
+
+bool IsWorkers(const AccessRules& rules, const std::string& subject) {
+  return rules.worker_subject.empty() ||
+         fnmatch(rules.worker_subject.c_str(), subject.c_str(), FNM_NOESCAPE) ==
+             0;
 }
 
 bool Allows(Role role, ServiceKind service) {
@@ -92,7 +100,8 @@ absl::StatusOr<Identity> Admit(const AccessRules& rules, ServiceKind service,
                                const Credentials& credentials) {
   const bool has_certificate =
       rules.certificates && !credentials.subject.empty();
-  if (service == ServiceKind::kControl && has_certificate) {
+  if (service == ServiceKind::kControl && has_certificate &&
+      IsWorkers(rules, credentials.subject)) {
     return Identity{.name = credentials.subject};
   }
   if (!rules.tokens.empty()) {
@@ -106,6 +115,11 @@ absl::StatusOr<Identity> Admit(const AccessRules& rules, ServiceKind service,
     }
     return Identity{.name = (*entry)->name,
                     .sees_all = (*entry)->role == Role::kAdmin};
+  }
+  if (service == ServiceKind::kControl && has_certificate) {
+    return absl::PermissionDeniedError(
+        absl::StrCat("the certificate of '", credentials.subject,
+                     "' is not one for ranks (--worker-subject)"));
   }
   if (service == ServiceKind::kControl && rules.certificates) {
     return absl::UnauthenticatedError(

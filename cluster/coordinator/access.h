@@ -58,6 +58,9 @@ struct Credentials {
 struct AccessRules {
   AccessList tokens = {};
   bool certificates = false;  // clients' certificates are verified (TLS)
+  // Whose certificates are those of ranks: a subject with * for any text.
+  // Empty: all.
+  std::string worker_subject = {};
 };
 
 enum class ServiceKind : uint8_t { kInference, kControl };
@@ -68,7 +71,8 @@ struct Identity {
 };
 
 // Policy: who may call what. With tokens, clients need one, and ranks one or a
-// certificate; with certificates alone, all need one. Where there are neither,
+// certificate; with certificates alone, all need one. A certificate that is not
+// one of a rank opens the ranks' services to nobody. Where there are neither,
 // everybody may do everything and is known by its address.
 // Errors: kUnauthenticated (nothing valid was shown), kPermissionDenied (valid,
 // but of another role).

@@ -41,6 +41,9 @@ absl::Status SecurityOptions::Validate(const std::string& listen) const {
     return absl::InvalidArgumentError(
         "--tls-client-ca needs --tls-cert and --tls-key");
   }
+  if (tls_client_ca.empty() && !worker_subject.empty()) {
+    return absl::InvalidArgumentError("--worker-subject needs --tls-client-ca");
+  }
   const bool known_callers = !token_file.empty() || !tls_client_ca.empty();
   if (IsLoopback(listen) || insecure || (!tls_cert.empty() && known_callers)) {
     return absl::OkStatus();
@@ -83,6 +86,7 @@ absl::StatusOr<Security> LoadSecurity(const SecurityOptions& options) {
   PORTOLAN_ASSIGN_OR_RETURN(pair.private_key,
                             ReadPem("--tls-key", options.tls_key));
   security.rules.certificates = !options.tls_client_ca.empty();
+  security.rules.worker_subject = options.worker_subject;
   // Clients may come without a certificate; one that is shown must be good.
   grpc::SslServerCredentialsOptions ssl(
       security.rules.certificates

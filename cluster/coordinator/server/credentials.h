@@ -13,8 +13,9 @@ namespace portolan {
 struct SecurityOptions {
   std::string tls_cert = {};  // PEM files
   std::string tls_key = {};
-  std::string tls_client_ca = {};  // whose certificates ranks may show
-  std::string token_file = {};     // see AccessList::Parse()
+  std::string tls_client_ca = {};   // whose certificates ranks may show
+  std::string worker_subject = {};  // see AccessRules; empty: all of them
+  std::string token_file = {};      // see AccessList::Parse()
   // Listen beyond this machine without TLS and tokens or certificates.
   bool insecure = false;
 
