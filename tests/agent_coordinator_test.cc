@@ -63,6 +63,9 @@ class AgentCoordinatorTest : public CoordinatorTest {
             address.address = coordinator_->address();
             ControlStream stream(address, agent, 1, [](const std::string&) {});
             Stepper stepper(**rank, agent);
+            // As a rank's loop begins: what it has room for is known from then
+            // on.
+            stepper.Step();
             body(stepper);
             return absl::OkStatus();
           });
