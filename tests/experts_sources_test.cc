@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <cstdlib>
 #include <filesystem>
@@ -317,8 +318,8 @@ class FlakyReader final : public FileReader {
   std::unique_ptr<FileReader> reader_;
   std::map<uint64_t, FileRead> reads_;
   int num_done_ = 0;
-  int short_reads_ = 0;
-  int errors_ = 0;
+  std::atomic<int> short_reads_ = 0;
+  std::atomic<int> errors_ = 0;
 };
 
 TEST_F(SourcesTest, ShortReadsAndPassingErrorsNeverShowInASlot) {
