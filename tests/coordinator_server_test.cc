@@ -99,6 +99,31 @@ TEST_F(CoordinatorTest, AskedAgainWithTheSameKeyItIsTheSameRequest) {
   EXPECT_EQ(third.status.error_code(), grpc::StatusCode::ALREADY_EXISTS);
 }
 
+TEST_F(CoordinatorTest, WithoutAModelNamedTheOneThatRanksServeIsMeant) {
+  v1::Register of_another = FakeRank::Registration();
+  of_another.set_job("another");
+  of_another.mutable_model()->set_name("another");
+  of_another.mutable_model()->set_fingerprint("beef");
+  Start();
+  {
+    auto gone = NewRank();
+    gone->Attach(of_another);
+  }
+  Stop();
+  Start();
+  auto rank = AttachedRank();
+
+  EXPECT_TRUE(Submit().status.ok());
+  EXPECT_TRUE(rank->Next(v1::CoordinatorMessage::kAssign));
+
+  auto another = NewRank();
+  another->Attach(of_another);
+  const auto unclear = Submit();
+  EXPECT_EQ(unclear.status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_THAT(unclear.status.error_message(),
+              testing::HasSubstr("there are several"));
+}
+
 TEST_F(CoordinatorTest, ASubmittedRequestOutlivesTheDeadlineOfItsCall) {
   Start();
   grpc::ClientContext context;

@@ -199,6 +199,7 @@ class RequestHub {
   absl::StatusOr<StoredRequest> Compose(const Caller& caller,
                                         v1::GenerateRequest request,
                                         bool detached);
+  absl::StatusOr<const v1::ModelIdentity*> FindOnlyModel() const;
   absl::StatusOr<const v1::ModelIdentity*> FindModel(
       const std::string& name) const;
 

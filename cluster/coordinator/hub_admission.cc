@@ -212,20 +212,33 @@ absl::StatusOr<StoredRequest> RequestHub::Compose(const Caller& caller,
   return stored;
 }
 
-// nullptr: it does not matter which, for none is known yet.
-absl::StatusOr<const v1::ModelIdentity*> RequestHub::FindModel(
-    const std::string& name) const {
-  if (name.empty()) {
-    if (models_.empty()) return nullptr;
-    for (const v1::ModelIdentity& model : models_) {
-      if (model.name() == models_.front().name()) continue;
+// Among the models that ranks serve now or, if none is there, those that ranks
+// served since the data directory began. nullptr: none is known yet.
+absl::StatusOr<const v1::ModelIdentity*> RequestHub::FindOnlyModel() const {
+  const auto is_served = [this](const v1::ModelIdentity& model) {
+    return std::ranges::any_of(sessions_, [&](const auto& entry) {
+      return entry.second.registered &&
+             entry.second.identity.model_name == model.name();
+    });
+  };
+  const bool any_served = std::ranges::any_of(models_, is_served);
+  const v1::ModelIdentity* only = nullptr;
+  for (const v1::ModelIdentity& model : models_) {
+    if (any_served && !is_served(model)) continue;
+    if (only != nullptr && only->name() != model.name()) {
       return FieldError(
           absl::StatusCode::kInvalidArgument, "model",
-          absl::StrCat("is empty, and there are several: '",
-                       models_.front().name(), "', '", model.name(), "' ..."));
+          absl::StrCat("is empty, and there are several: '", only->name(),
+                       "', '", model.name(), "' ..."));
     }
-    return &models_.back();
+    only = &model;
   }
+  return only;
+}
+
+absl::StatusOr<const v1::ModelIdentity*> RequestHub::FindModel(
+    const std::string& name) const {
+  if (name.empty()) return FindOnlyModel();
   for (auto model = models_.rbegin(); model != models_.rend(); ++model) {
     if (model->name() == name || model->fingerprint() == name) return &*model;
   }
