@@ -12,28 +12,30 @@
 namespace portolan {
 namespace {
 
-absl::Status BadLink(std::string_view text) {
+absl::Status BadLink(std::string_view text, std::string_view flag) {
   return absl::InvalidArgumentError(absl::StrCat(
-      "--expert-link: \"", absl::string_view(text.data(), text.size()),
+      absl::string_view(flag.data(), flag.size()), ": \"",
+      absl::string_view(text.data(), text.size()),
       "\" is not BANDWIDTH/s,LATENCY; write for example 1GB/s,50us"));
 }
 
 }  // namespace
 
-absl::StatusOr<LinkSpec> ParseLinkSpec(std::string_view text) {
+absl::StatusOr<LinkSpec> ParseLinkSpec(std::string_view text,
+                                       std::string_view flag) {
   const size_t comma = text.find(',');
   std::string_view bandwidth = text.substr(0, comma);
-  if (!bandwidth.ends_with("/s")) return BadLink(text);
+  if (!bandwidth.ends_with("/s")) return BadLink(text, flag);
   bandwidth.remove_suffix(2);
   const absl::StatusOr<int64_t> bytes = ParseBytes(bandwidth);
-  if (!bytes.ok() || *bytes <= 0) return BadLink(text);
+  if (!bytes.ok() || *bytes <= 0) return BadLink(text, flag);
   LinkSpec spec{.bytes_per_second = static_cast<double>(*bytes)};
   if (comma != std::string_view::npos) {
     const std::string_view latency = text.substr(comma + 1);
     if (!absl::ParseDuration({latency.data(), latency.size()}, &spec.latency) ||
         spec.latency < absl::ZeroDuration() ||
         spec.latency > absl::Minutes(1)) {
-      return BadLink(text);
+      return BadLink(text, flag);
     }
   }
   return spec;

@@ -26,8 +26,9 @@ struct LinkSpec {
 };
 
 // Reads "1GB/s,50us"; the latency may be left out (0).
-// Errors: kInvalidArgument naming --expert-link and what to write.
-absl::StatusOr<LinkSpec> ParseLinkSpec(std::string_view text);
+// Errors: kInvalidArgument naming `flag` and what to write.
+absl::StatusOr<LinkSpec> ParseLinkSpec(std::string_view text,
+                                       std::string_view flag = "--expert-link");
 
 std::string ToString(const LinkSpec& spec);
 

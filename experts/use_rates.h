@@ -28,6 +28,10 @@ class UseRates {
   }
 
  private:
+  struct Memory;
+  void Add(int32_t layer, std::span<const ExpertNeed> needs, int64_t num_tokens,
+           const Memory& keep);
+
   size_t num_experts_;
   std::vector<float> recent_;
   std::vector<float> mean_;

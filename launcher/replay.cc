@@ -74,7 +74,8 @@ absl::StatusOr<std::vector<ReplayRow>> RunAll(const ReplayCommand& command,
   ReplayOptions options;
   options.num_ranks = command.ranks;
   options.policy.distance = command.distance;
-  PORTOLAN_ASSIGN_OR_RETURN(options.link, ParseLinkSpec(command.link));
+  PORTOLAN_ASSIGN_OR_RETURN(options.link,
+                            ParseLinkSpec(command.link, "--link"));
   PORTOLAN_ASSIGN_OR_RETURN(
       const std::unique_ptr<History> history,
       PrepareHistory(command, trace.header, options.policy));

@@ -33,6 +33,8 @@ TEST(LinkSpecTest, RefusesWhatIsNoLink) {
                            "1GB/s,-1us", "1GB/s,1us,2us", "-1GB/s"}) {
     EXPECT_TRUE(absl::IsInvalidArgument(ParseLinkSpec(text).status())) << text;
   }
+  EXPECT_EQ(ParseLinkSpec("", "--link").status().message().substr(0, 7),
+            "--link:");
 }
 
 TEST(LinkModelTest, ALoadTakesLatencyAndThenItsBytes) {
