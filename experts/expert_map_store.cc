@@ -29,6 +29,13 @@ bool IsSane(std::span<const float> values) {
       values, [](float value) { return std::abs(value) < 1e15f; });
 }
 
+// Probabilities, shares or counts: never below zero, as no scale of a compact
+// row is.
+bool IsSaneRow(std::span<const float> row) {
+  return IsSane(row) &&
+         std::ranges::all_of(row, [](float value) { return value >= 0; });
+}
+
 float InverseNorm(float square) {
   return square > 0 ? 1.0f / std::sqrt(square) : 0.0f;
 }
@@ -328,7 +335,7 @@ bool ExpertMapStore::LoadRow(ByteReader& in, int32_t top_m,
       std::span(row_).first(static_cast<size_t>(shape_.num_experts));
   if (top_m == 0) {
     const auto exact = in.GetArray<float>(row.size());
-    if (!in.ok() || !IsSane(exact)) return false;
+    if (!in.ok() || !IsSaneRow(exact)) return false;
     if (record) StoreRow(*record, layer, exact);
     return true;
   }

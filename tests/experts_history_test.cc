@@ -223,6 +223,20 @@ TEST_F(HistoryFileTest, AFormatThatIsNoneIsNoticedBehindARightChecksum) {
             absl::StatusCode::kDataLoss);
 }
 
+TEST_F(HistoryFileTest, AMapBelowZeroIsNoticedBehindARightChecksum) {
+  History saved(kShape);
+  saved.Learn(IterationRecord{
+      .embedding = {0, 1, 0},
+      .map = {-0.5f, -0.5f, -0.5f, -0.5f, 0.25f, 0.25f, 0.25f, 0.25f}});
+  for (const MapFormat format : {MapFormat::kExact, MapFormat::kCompact}) {
+    HistoryShape shape = kShape;
+    shape.format = format;
+
+    EXPECT_EQ(History(shape).Parse(saved.Serialize()).code(),
+              absl::StatusCode::kDataLoss);
+  }
+}
+
 TEST_F(HistoryFileTest, AnotherModelOrShapeIsRefused) {
   ASSERT_TRUE(Experienced().Save(path_).ok());
   for (const auto& change : {+[](HistoryShape& s) { s.fingerprint = 18; },
