@@ -24,9 +24,13 @@ float SquaredNorm(std::span<const float> values) {
   return std::inner_product(values.begin(), values.end(), values.begin(), 0.0f);
 }
 
+// Far beyond any vector that is searched for, and so small that no square of it
+// overflows.
+constexpr float kMaxValue = 1e12f;
+
 bool IsSane(std::span<const float> values) {
   return std::ranges::all_of(
-      values, [](float value) { return std::abs(value) < 1e15f; });
+      values, [](float value) { return std::abs(value) <= kMaxValue; });
 }
 
 // Probabilities, shares or counts: never below zero, as no scale of a compact
@@ -343,7 +347,7 @@ bool ExpertMapStore::LoadRow(ByteReader& in, int32_t top_m,
   const auto scale = in.Get<float>();
   const auto positions = in.GetArray<uint16_t>(count);
   const auto values = in.GetArray<uint8_t>(count);
-  const bool sound = in.ok() && scale >= 0 && scale < 1e12f &&
+  const bool sound = in.ok() && scale >= 0 && scale <= kMaxValue &&
                      std::ranges::all_of(positions, [&](uint16_t position) {
                        return position < row.size();
                      });
