@@ -1,9 +1,7 @@
 #include <sys/resource.h>
 
 #include <algorithm>
-#include <bit>
 #include <cstdio>
-#include <iterator>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -13,8 +11,9 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "launcher/bench.h"
+#include "launcher/bench_lock_step.h"
 #include "launcher/console.h"
 #include "launcher/flags.h"
 #include "launcher/options.h"
@@ -23,7 +22,6 @@
 #include "runtime/base/cpu_topology.h"
 #include "runtime/base/status_macros.h"
 #include "runtime/kernels/bench_kernels.h"
-#include "runtime/model/philox.h"
 #include "runtime/serving/collectives.h"
 
 namespace portolan {
@@ -37,248 +35,11 @@ struct BenchModelOptions {
   bool json = false;
 };
 
-// Bytes that the disk gave to this process so far: page faults and read-ahead
-// as well as direct reads; in whole blocks of 512.
-int64_t DiskBytesRead() {
-  rusage usage;
-  return getrusage(RUSAGE_SELF, &usage) == 0 ? usage.ru_inblock * int64_t{512}
-                                             : 0;
-}
-
 int64_t PeakMemoryBytes() {
   rusage usage;
   return getrusage(RUSAGE_SELF, &usage) == 0 ? usage.ru_maxrss * int64_t{1024}
                                              : 0;
 }
-
-// One phase of a round on one rank.
-struct PhaseFigures {
-  double tokens_per_s = 0;
-  double disk_bytes_per_token = 0;  // read by this process
-  int64_t steps = 0;
-  ZoneTotals zones;  // with --profile
-};
-
-struct Round {
-  PhaseFigures prefill;
-  PhaseFigures decode;
-};
-
-// The sequences of one rank, driven in lock-step with the other ranks: first
-// all prompts, then one token a step for each. Greedy sampling is not part of
-// the figures; the tokens are random, with a fixed seed. They are the same
-// in every round, unless somebody predicts, who would know them.
-class LockStep {
- public:
-  LockStep(const BenchModelOptions& options, const Model& model,
-           RankRuntime& rank, int rank_index)
-      : options_(options),
-        vocab_(static_cast<uint64_t>(model.config.vocab_size)),
-        rank_(rank),
-        rank_index_(static_cast<uint64_t>(rank_index)),
-        sequences_(static_cast<size_t>(options.job.batch)) {}
-
-  absl::StatusOr<Round> Run() {
-    if (sequences_[0].tokens.empty() || rank_.observer() != nullptr) {
-      DrawTokens();
-    }
-    Round round;
-    PORTOLAN_ASSIGN_OR_RETURN(
-        round.prefill,
-        Measure(options_.prompt_tokens, [this] { return Prefill(); }));
-    PORTOLAN_ASSIGN_OR_RETURN(
-        round.decode, Measure(options_.generate, [this] { return Decode(); }));
-    CheckLogits();
-    EndSequences();
-    return round;
-  }
-
-  // Computes the first sequence of the last round anew, all of it as a prompt:
-  // the same logits must come out as from decoding it beside the others.
-  absl::Status Verify() {
-    Sequence& sequence = sequences_[0];
-    sequence.id = next_id_++;
-    const auto length = std::ssize(sequence.tokens);
-    while (sequence.computed < length) {
-      step_.clear();
-      Schedule(sequence, std::min(options_.job.tokens_per_step,
-                                  length - sequence.computed));
-      PORTOLAN_RETURN_IF_ERROR(RunStep());
-    }
-    const std::vector<uint32_t> bits = BitsOf(logits_.Row(0));
-    CountWrong(bits, std::span(last_bits_).first(bits.size()));
-    EndSequences();
-    return absl::OkStatus();
-  }
-
-  // Logits of the ends of rounds that were not those of the first round, and
-  // those that Verify() found.
-  int64_t num_wrong() const { return num_wrong_; }
-
- private:
-  struct Sequence {
-    int64_t id = 0;
-    std::vector<int32_t> tokens;
-    std::vector<int32_t> pages;
-    int64_t computed = 0;
-  };
-
-  void DrawTokens() {
-    for (Sequence& sequence : sequences_) {
-      sequence.id = next_id_++;
-      sequence.tokens.resize(
-          static_cast<size_t>(options_.prompt_tokens + options_.generate));
-      for (int32_t& token : sequence.tokens) {
-        token = static_cast<int32_t>(
-            Philox4x32(rank_index_,
-                       {static_cast<uint32_t>(num_drawn_++), 0, 0, 0})[0] %
-            vocab_);
-      }
-    }
-  }
-
-  void EndSequences() {
-    for (Sequence& sequence : sequences_) {
-      if (sequence.computed == 0) continue;
-      rank_.kv().Release(sequence.pages);
-      sequence.computed = 0;
-      if (rank_.observer() != nullptr) {
-        rank_.observer()->OnSequenceEnd(sequence.id);
-      }
-    }
-  }
-
-  // `tokens`: of each sequence.
-  absl::StatusOr<PhaseFigures> Measure(
-      int64_t tokens, absl::FunctionRef<absl::Status()> phase) {
-    PhaseFigures figures;
-    const ZoneTotals before = Zones();
-    const int64_t read_before = DiskBytesRead();
-    num_steps_ = 0;
-    const absl::Time start = absl::Now();
-    PORTOLAN_RETURN_IF_ERROR(phase());
-    figures.tokens_per_s = static_cast<double>(sequences_.size()) *
-                           static_cast<double>(tokens) /
-                           absl::ToDoubleSeconds(absl::Now() - start);
-    figures.disk_bytes_per_token =
-        static_cast<double>(DiskBytesRead() - read_before) /
-        (static_cast<double>(sequences_.size()) *
-         static_cast<double>(std::max<int64_t>(tokens, 1)));
-    figures.steps = num_steps_;
-    figures.zones = Difference(Zones(), before);
-    return figures;
-  }
-
-  ZoneTotals Zones() const {
-    return rank_.profile() == nullptr ? ZoneTotals{}
-                                      : rank_.profile()->Totals();
-  }
-
-  // As many prompt tokens a step as the limit allows, sequence by sequence.
-  absl::Status Prefill() {
-    size_t at = 0;
-    while (at < sequences_.size() && options_.prompt_tokens > 0) {
-      step_.clear();
-      int64_t room = options_.job.tokens_per_step;
-      while (at < sequences_.size() && room > 0) {
-        Sequence& sequence = sequences_[at];
-        const int64_t count =
-            std::min(room, options_.prompt_tokens - sequence.computed);
-        Schedule(sequence, count);
-        room -= count;
-        if (sequence.computed == options_.prompt_tokens) ++at;
-      }
-      PORTOLAN_RETURN_IF_ERROR(RunStep());
-    }
-    return absl::OkStatus();
-  }
-
-  absl::Status Decode() {
-    for (int64_t i = 0; i < options_.generate; ++i) {
-      step_.clear();
-      for (Sequence& sequence : sequences_) Schedule(sequence, 1);
-      PORTOLAN_RETURN_IF_ERROR(RunStep());
-    }
-    return absl::OkStatus();
-  }
-
-  void Schedule(Sequence& sequence, int64_t count) {
-    const int64_t end = sequence.computed + count;
-    PORTOLAN_CHECK(rank_.kv().Grow(sequence.pages, end));
-    step_.push_back(
-        {.id = sequence.id,
-         .tokens = std::span<const int32_t>(sequence.tokens)
-                       .subspan(static_cast<size_t>(sequence.computed),
-                                static_cast<size_t>(count)),
-         .first_position = sequence.computed,
-         .pages = sequence.pages,
-         .logits = end >= options_.prompt_tokens ? LogitRows::kLast
-                                                 : LogitRows::kNone});
-    sequence.computed = end;
-  }
-
-  absl::Status RunStep() {
-    const ProfileScope zone(rank_.profile(), Zone::kStep);
-    ++num_steps_;
-    {
-      const ProfileScope plan(rank_.profile(), Zone::kPlan);
-      rank_.forward().Begin(step_);
-    }
-    StepRecord record;
-    record.has_work = true;
-    record.rows_planned = rank_.forward().num_tokens();
-    ForwardObserver* const observer = rank_.observer();
-    std::span<const Fp16> hints;
-    if (observer != nullptr) hints = observer->step_hints();
-    PORTOLAN_RETURN_IF_ERROR(
-        rank_.exchange().BeginStep(record, hints).status());
-    PORTOLAN_ASSIGN_OR_RETURN(logits_,
-                              rank_.forward().Run(record.rows_planned));
-    if (observer != nullptr) observer->OnStepEnd();
-    return absl::OkStatus();
-  }
-
-  static std::vector<uint32_t> BitsOf(std::span<const float> values) {
-    std::vector<uint32_t> bits(values.size());
-    std::ranges::transform(values, bits.begin(),
-                           std::bit_cast<uint32_t, float>);
-    return bits;
-  }
-
-  void CountWrong(std::span<const uint32_t> bits,
-                  std::span<const uint32_t> expected) {
-    PORTOLAN_CHECK(bits.size() == expected.size());
-    for (size_t i = 0; i < bits.size(); ++i) {
-      num_wrong_ += bits[i] != expected[i];
-    }
-  }
-
-  // Where every round computes the same, it ends with the same bits.
-  void CheckLogits() {
-    last_bits_.clear();
-    for (int64_t row = 0; row < logits_.rows(); ++row) {
-      std::ranges::copy(BitsOf(logits_.Row(row)),
-                        std::back_inserter(last_bits_));
-    }
-    if (rank_.observer() != nullptr) return;
-    if (first_bits_.empty()) first_bits_ = last_bits_;
-    CountWrong(last_bits_, first_bits_);
-  }
-
-  const BenchModelOptions& options_;
-  const uint64_t vocab_;
-  RankRuntime& rank_;
-  const uint64_t rank_index_;
-  int64_t next_id_ = 0;
-  uint64_t num_drawn_ = 0;
-  std::vector<Sequence> sequences_;
-  std::vector<ForwardSequence> step_;
-  int64_t num_steps_ = 0;
-  MatrixView<const float> logits_;    // of the last step
-  std::vector<uint32_t> first_bits_;  // of all sequences, first round
-  std::vector<uint32_t> last_bits_;   // likewise, last round
-  int64_t num_wrong_ = 0;
-};
 
 // Receives nothing: the bench samples nothing.
 class NullSink : public TokenSink {
@@ -330,7 +91,7 @@ struct BenchReport {
   int64_t peak_memory_bytes = 0;
   double memory_bytes_per_s = 0;  // that the threads of a rank can read
   int64_t num_wrong = 0;          // of all ranks, see LockStep
-  Round last;                     // zones
+  BenchRound last;                // zones
 
   // Share of the memory's bandwidth that decoding one sequence on one rank
   // uses; 0 where a step reads what the batch and the ranks make of it.
@@ -403,7 +164,7 @@ void PrintJson(const BenchModelOptions& options, const RankRuntime& rank,
     json["decode_share_of_bandwidth"] = share;
   }
   if (!options.job.profile_file.empty()) {
-    const Round& last = report.last;
+    const BenchRound& last = report.last;
     json["zones_us_per_step"] = {
         {"prefill", ZonesToJson(last.prefill.zones, last.prefill.steps)},
         {"decode", ZonesToJson(last.decode.zones, last.decode.steps)}};
@@ -448,7 +209,11 @@ absl::Status RunRank(const BenchModelOptions& options, const Model& model,
   PORTOLAN_ASSIGN_OR_RETURN(
       const std::unique_ptr<RankRuntime> rank,
       RankRuntime::Create(options.job, model, transport, sink));
-  LockStep lock_step(options, model, *rank, ToIndex(transport.rank()));
+  LockStep lock_step({.batch = options.job.batch,
+                      .prompt_tokens = options.prompt_tokens,
+                      .generate = options.generate,
+                      .tokens_per_step = options.job.tokens_per_step},
+                     model, *rank, ToIndex(transport.rank()));
   PORTOLAN_RETURN_IF_ERROR(lock_step.Run().status());  // warms up
   if (rank->profile() != nullptr) rank->profile()->Clear();
   BenchReport report;
