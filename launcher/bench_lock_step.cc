@@ -39,9 +39,7 @@ LockStep::LockStep(const BenchLoad& load, const Model& model, RankRuntime& rank,
       sequences_(static_cast<size_t>(load.batch)) {}
 
 absl::StatusOr<BenchRound> LockStep::Run() {
-  if (sequences_[0].tokens.empty() || rank_.observer() != nullptr) {
-    DrawTokens();
-  }
+  if (sequences_[0].tokens.empty() || load_.new_tokens) DrawTokens();
   BenchRound round;
   PORTOLAN_ASSIGN_OR_RETURN(round.prefill, Measure(load_.prompt_tokens, [this] {
                               return Prefill();
@@ -192,7 +190,7 @@ void LockStep::CheckLogits() {
   for (int64_t row = 0; row < logits_.rows(); ++row) {
     std::ranges::copy(BitsOf(logits_.Row(row)), std::back_inserter(last_bits_));
   }
-  if (rank_.observer() != nullptr) return;
+  if (load_.new_tokens) return;
   if (first_bits_.empty()) first_bits_ = last_bits_;
   CountWrong(last_bits_, first_bits_);
 }

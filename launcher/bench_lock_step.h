@@ -21,6 +21,9 @@ struct BenchLoad {
   int64_t prompt_tokens = 128;  // of each
   int64_t generate = 128;       // tokens decoded after each prompt
   int64_t tokens_per_step = 0;  // most of a prefill step
+  // New tokens in every round. The same ones would find just the experts that
+  // they had left in slots, and whoever predicts would know them.
+  bool new_tokens = false;
 };
 
 // One phase of a round on one rank.
@@ -38,8 +41,7 @@ struct BenchRound {
 
 // The sequences of one rank, driven in lock-step with the other ranks: first
 // all prompts, then one token a step for each. Greedy sampling is not part of
-// the figures; the tokens are random, with a fixed seed. They are the same
-// in every round, unless somebody predicts, who would know them.
+// the figures; the tokens are random, with a fixed seed.
 // One thread; `rank` outlives it. Errors are those of the exchange.
 class LockStep {
  public:
@@ -77,7 +79,7 @@ class LockStep {
   absl::Status RunStep();
   void CountWrong(std::span<const uint32_t> bits,
                   std::span<const uint32_t> expected);
-  // Where every round computes the same, it ends with the same bits.
+  // Where every round has the same tokens, it ends with the same bits.
   void CheckLogits();
 
   const BenchLoad load_;

@@ -212,7 +212,9 @@ absl::Status RunRank(const BenchModelOptions& options, const Model& model,
   LockStep lock_step({.batch = options.job.batch,
                       .prompt_tokens = options.prompt_tokens,
                       .generate = options.generate,
-                      .tokens_per_step = options.job.tokens_per_step},
+                      .tokens_per_step = options.job.tokens_per_step,
+                      .new_tokens = rank->observer() != nullptr ||
+                                    options.job.expert_memory != "all"},
                      model, *rank, ToIndex(transport.rank()));
   PORTOLAN_RETURN_IF_ERROR(lock_step.Run().status());  // warms up
   if (rank->profile() != nullptr) rank->profile()->Clear();

@@ -71,8 +71,7 @@ def measure(args, axis, point):
     command = [args.portolan, "bench", "model", "--json", "--model", model,
                "--rounds", args.rounds,
                *bench_arguments(axis, point, args.threads)]
-    report = json.loads(machine.run([str(word) for word in command],
-                                    realtime=args.realtime))
+    report = json.loads(machine.run(command, realtime=args.realtime))
     return {
         "axis": axis, "point": point, "cpu": report["cpu"],
         "kernels": report["kernels"], "threads": report["threads"],

@@ -1,19 +1,61 @@
 """Settings of the machine that a bench changes and puts back: a memory limit
 (cgroup v1 or v2), read-ahead, the page cache, real-time priority. Most need
-root; what is refused is skipped and says why."""
+root; what is refused is skipped and says why.
+
+Inside unwound_by_signals() they are put back after SIGINT, SIGTERM and SIGHUP
+too, and the program that run() waits for is ended."""
 
 import contextlib
+import mmap
 import os
 import pathlib
+import random
 import re
 import resource
 import signal
 import subprocess
+import threading
 import time
+
+# Tests put a directory of theirs in place of these.
+SYS = pathlib.Path("/sys")
+PROC = pathlib.Path("/proc")
+
+DISK_BLOCK = 512 << 10
+DISK_READERS = 4
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Skipped(Exception):
     """A measurement that this machine or user does not allow."""
+
+
+@contextlib.contextmanager
+def unwound_by_signals():
+    """Inside, a signal that would end the process raises SystemExit instead, so
+    that every `finally` runs; a second one does not disturb these."""
+    def unwind(number, _):
+        for each in SIGNALS:
+            signal.signal(each, signal.SIG_IGN)
+        raise SystemExit(128 + number)
+
+    before = {each: signal.signal(each, unwind) for each in SIGNALS}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+def hold_signals():
+    """They wait until release_signals(): what has just been made could not be
+    undone before there is a `try` around it."""
+    return signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+
+def release_signals(held):
+    signal.pthread_sigmask(signal.SIG_SETMASK, held)
 
 
 def write(path, value):
@@ -24,7 +66,7 @@ def write(path, value):
 
 
 def cpu_name():
-    text = pathlib.Path("/proc/cpuinfo").read_text()
+    text = (PROC / "cpuinfo").read_text()
     match = re.search(r"model name\s*:\s*(.*)", text)
     return match[1].strip() if match else "unknown CPU"
 
@@ -32,8 +74,7 @@ def cpu_name():
 def block_device(path):
     """Where the file's disk is described: /sys/block/NAME."""
     device = os.stat(path).st_dev
-    link = pathlib.Path(
-        f"/sys/dev/block/{os.major(device)}:{os.minor(device)}")
+    link = SYS / f"dev/block/{os.major(device)}:{os.minor(device)}"
     if not link.exists():
         raise Skipped(f"{path} is on no block device")
     place = link.resolve()
@@ -44,9 +85,12 @@ def block_device(path):
 def read_ahead(path, kib):
     """Read-ahead of the file's disk, restored afterwards."""
     setting = block_device(path) / "queue" / "read_ahead_kb"
-    before = setting.read_text().strip()
-    write(setting, kib)
     try:
+        before = setting.read_text().strip()
+    except OSError as error:
+        raise Skipped(f"{setting}: {error.strerror}") from error
+    try:
+        write(setting, kib)
         yield
     finally:
         write(setting, before)
@@ -54,31 +98,127 @@ def read_ahead(path, kib):
 
 def drop_caches():
     os.sync()
-    write("/proc/sys/vm/drop_caches", 3)
+    write(PROC / "sys/vm/drop_caches", 3)
+
+
+class MemoryLimit:
+    """A memory cgroup with a limit, page cache included and swap excluded:
+    `procs` is the file that takes pids."""
+
+    def __init__(self, limit_bytes):
+        self.limit_bytes = limit_bytes
+        self.version_1, places = self.find_places()
+        self.directory = self.create(places)
+        self.procs = self.directory / "cgroup.procs"
+
+    @staticmethod
+    def find_places():
+        """The version, and directories to make a group in: that of this
+        process, so that its own limit holds as well, or one above it, where a
+        group with processes may have no children with a limit (version 2)."""
+        lines = (PROC / "self/cgroup").read_text().splitlines()
+        own = {controller: path for _, controllers, path in
+               (line.split(":", 2) for line in lines)
+               for controller in controllers.split(",")}
+        version_1 = "memory" in own
+        root = SYS / "fs/cgroup" / ("memory" if version_1 else "")
+        path = own.get("memory" if version_1 else "")
+        if path is None:
+            raise Skipped("this machine has no memory cgroup")
+        place = root / path.strip("/")
+        above = [parent for parent in place.parents
+                 if parent == root or root in parent.parents]
+        return version_1, [place, *above]
+
+    def create(self, places):
+        reason = f"{places[0]}: no memory cgroup can be made here"
+        for place in places:
+            group = place / f"portolan-bench-{os.getpid()}"
+            try:
+                group.mkdir()
+                try:
+                    self.set_limits(group)
+                except BaseException:
+                    group.rmdir()
+                    raise
+                return group
+            except Skipped as error:
+                reason = error
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                reason = f"{group}: {error.strerror}"
+        raise Skipped(reason)
+
+    def set_limits(self, group):
+        if self.version_1:
+            write(group / "memory.limit_in_bytes", self.limit_bytes)
+            optional = {"memory.memsw.limit_in_bytes": self.limit_bytes,
+                        "memory.swappiness": 0}
+        else:
+            write(group / "memory.max", self.limit_bytes)
+            optional = {"memory.swap.max": 0}
+        for name, value in optional.items():
+            if (group / name).exists():  # not without swap in the kernel
+                write(group / name, value)
+
+    def peak(self):
+        """Bytes, page cache included; None where the kernel does not tell."""
+        name = "memory.max_usage_in_bytes" if self.version_1 else "memory.peak"
+        try:
+            return int((self.directory / name).read_text())
+        except OSError:
+            return None
+
+    def remove(self):
+        for _ in range(50):  # the kernel needs a moment after the last process
+            try:
+                self.directory.rmdir()
+                return
+            except OSError:
+                time.sleep(0.1)
 
 
 @contextlib.contextmanager
 def memory_limit(limit_bytes):
-    """A cgroup of this name and limit; yields the file that takes pids."""
-    name = f"portolan-bench-{os.getpid()}"
-    root = pathlib.Path("/sys/fs/cgroup")
-    version_1 = (root / "memory" / "memory.limit_in_bytes").exists()
-    group = (root / "memory" if version_1 else root) / name
+    held, group = hold_signals(), None
     try:
-        group.mkdir()
-    except OSError as error:
-        raise Skipped(f"{group}: {error.strerror}") from error
-    try:
-        file = "memory.limit_in_bytes" if version_1 else "memory.max"
-        write(group / file, limit_bytes)
-        yield group / "cgroup.procs"
+        group = MemoryLimit(limit_bytes)
+        release_signals(held)
+        yield group
     finally:
-        for _ in range(50):  # the kernel needs a moment after the last process
-            try:
-                group.rmdir()
-                break
-            except OSError:
-                time.sleep(0.1)
+        release_signals(held)
+        if group is not None:
+            group.remove()
+
+
+def disk_rate(file, seconds=2.0):
+    """Bytes per second that the file's disk gives to four readers of 512 KiB at
+    random places, past the page cache."""
+    try:
+        fd = os.open(file, os.O_RDONLY | os.O_DIRECT)
+    except OSError as error:
+        raise Skipped(
+            f"{file}: {error.strerror} past the page cache") from error
+    blocks = os.fstat(fd).st_size // DISK_BLOCK
+    end = time.monotonic() + seconds
+    counts = [0] * DISK_READERS
+
+    def read(reader):
+        chance = random.Random(reader)
+        buffer = mmap.mmap(-1, DISK_BLOCK)
+        while time.monotonic() < end:
+            os.preadv(fd, [buffer], DISK_BLOCK * chance.randrange(blocks))
+            counts[reader] += 1
+
+    readers = [threading.Thread(target=read, args=(i,))
+               for i in range(DISK_READERS)]
+    for reader in readers:
+        reader.start()
+    for reader in readers:
+        reader.join()
+    os.close(fd)
+    return sum(counts) * DISK_BLOCK / seconds
 
 
 def realtime_allowed(priority):
@@ -97,7 +237,7 @@ def realtime_allowed(priority):
 def busy_seconds():
     """CPU time that the whole machine has spent so far, stolen time included;
     and what of it the finished children of this process took."""
-    fields = pathlib.Path("/proc/stat").read_text().split("\n", 1)[0].split()
+    fields = (PROC / "stat").read_text().split("\n", 1)[0].split()
     user, nice, system, _, _, irq, softirq, steal = map(int, fields[1:9])
     ticks = user + nice + system + irq + softirq + steal
     own = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -122,25 +262,30 @@ class OtherLoad:
 
 
 def run(command, cgroup=None, realtime=0, timeout=None):
-    """Runs a program; returns its standard output."""
+    """Runs a program, inside a MemoryLimit if one is given; returns its
+    standard output. It ends with this call, whatever ends the call."""
 
     def prepare():
+        release_signals(held)
         if cgroup is not None:
-            with open(cgroup, "w") as file:
-                file.write(str(os.getpid()))
+            cgroup.procs.write_text(str(os.getpid()))
         if realtime:
             os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(realtime))
 
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        preexec_fn=prepare)
-    out, err = "", ""
+    held, process = hold_signals(), None
     try:
+        process = subprocess.Popen(
+            [str(word) for word in command], stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, text=True, preexec_fn=prepare)
+        release_signals(held)
         out, err = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
         raise Skipped(f"no end after {timeout} s") from None
+    finally:
+        release_signals(held)
+        if process is not None and process.returncode is None:
+            process.kill()
+            process.communicate()
     if process.returncode != 0:
         last = err.strip().splitlines()[-1:] or [f"exit {process.returncode}"]
         raise Skipped(last[0])

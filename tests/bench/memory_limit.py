@@ -20,21 +20,16 @@ with the same model under the same limit, reading it by mmap (--peer).
 
 import argparse
 import json
-import mmap
 import os
 import pathlib
-import random
 import re
-import subprocess
 import sys
 import tempfile
-import threading
-import time
 
+import machine
 import runs
 
 UNITS = {"GB": 10**9, "MB": 10**6, "GiB": 1 << 30, "MiB": 1 << 20, "": 1}
-BLOCK = 512 << 10
 
 
 def arguments():
@@ -76,38 +71,6 @@ def to_bytes(text):
     return int(float(match[1]) * UNITS[match[2]])
 
 
-class Cgroup:
-    """A child of this process's memory cgroup with a limit of its own."""
-
-    def __init__(self, limit):
-        lines = pathlib.Path("/proc/self/cgroup").read_text().splitlines()
-        groups = {parts[1]: parts[2] for parts in
-                  (line.split(":", 2) for line in lines)}
-        self.version1 = "memory" in groups
-        root = "/sys/fs/cgroup/memory" if self.version1 else "/sys/fs/cgroup"
-        parent = pathlib.Path(root + groups["memory" if self.version1 else ""])
-        self.directory = parent / f"portolan-bench-{os.getpid()}"
-        self.directory.mkdir()
-        if self.version1:
-            self.write("memory.limit_in_bytes", limit)
-        else:
-            self.write("memory.max", limit)
-            self.write("memory.swap.max", 0)
-
-    def write(self, name, value):
-        (self.directory / name).write_text(str(value))
-
-    def enter(self):
-        self.write("cgroup.procs", os.getpid())
-
-    def peak(self):
-        name = ("memory.max_usage_in_bytes" if self.version1 else "memory.peak")
-        return int((self.directory / name).read_text())
-
-    def remove(self):
-        self.directory.rmdir()
-
-
 def forget_pages(model):
     """Asks the kernel to drop the model from the page cache."""
     for file in model.glob("*.safetensors"):
@@ -116,57 +79,18 @@ def forget_pages(model):
         os.close(fd)
 
 
-def disk_rate(model, seconds=2.0):
-    """Bytes per second past the page cache, for four readers."""
-    file = max(model.glob("*.safetensors"), key=lambda f: f.stat().st_size)
-    blocks = file.stat().st_size // BLOCK - 1
-    end = time.monotonic() + seconds
-    counts = [0] * 4
-
-    def read(reader):
-        source = random.Random(reader)
-        buffer = mmap.mmap(-1, BLOCK)
-        fd = os.open(file, os.O_RDONLY | os.O_DIRECT)
-        while time.monotonic() < end:
-            os.preadv(fd, [buffer], BLOCK * source.randrange(blocks))
-            counts[reader] += 1
-        os.close(fd)
-
-    readers = [threading.Thread(target=read, args=(i,)) for i in range(4)]
-    for reader in readers:
-        reader.start()
-    for reader in readers:
-        reader.join()
-    return sum(counts) * BLOCK / seconds
-
-
-def flags(a, limit):
-    return ["--model", a.model, "--batch", "1", "--tokens-per-step", "16",
-            "--kv-memory", "16MiB", "--memory-available", limit]
-
-
 def measure(a, bench, limit, policy, pack):
-    common = flags(a, to_bytes(limit))
-    plan = json.loads(subprocess.run(
-        [str(part) for part in (bench.program, "plan", "--json",
-                                "--ranks-per-host", "1", *common)],
-        capture_output=True, text=True).stdout)
+    common = ["--model", a.model, "--policy", policy, *pack,
+              *runs.limit_flags(to_bytes(limit))]
+    plan = runs.plan(bench.program, common)
     forget_pages(a.model)
-    group = Cgroup(to_bytes(limit))
-    try:
-        done = subprocess.run(
-            [str(part) for part in (
-                bench.program, "bench", "model", *common, "--policy", policy,
-                *pack, "--expert-memory", plan["largest_expert_memory"],
-                "--prompt-tokens", "1", "--gen", a.gen, "--rounds", a.rounds,
-                "--json")],
-            capture_output=True, text=True, preexec_fn=group.enter)
-        peak = group.peak()
-    finally:
-        group.remove()
-    if done.returncode != 0:
-        sys.exit(f"exit {done.returncode} under {limit}: {done.stderr}")
-    return json.loads(done.stdout), plan, peak
+    with machine.memory_limit(to_bytes(limit)) as group:
+        out = machine.run(
+            [bench.program, "bench", "model", *common,
+             "--expert-memory", plan["largest_expert_memory"],
+             "--prompt-tokens", "1", "--gen", a.gen, "--rounds", a.rounds,
+             "--json"], cgroup=group)
+        return json.loads(out), plan, group.peak()
 
 
 def report(limit, bar, policy, figures, plan, peak, disk):
@@ -179,7 +103,7 @@ def report(limit, bar, policy, figures, plan, peak, disk):
           f"{rate['median']:6.2f} [{rate['min']:.2f}-{rate['max']:.2f}] tok/s  "
           f"{per_token / 1e6:6.1f} MB/token  "
           f"{per_token * rate['median'] / 1e9:5.2f} GB/s read, disk "
-          f"{disk / 1e9:.2f} GB/s  peak {peak / 1e9:.3f} GB", end="")
+          f"{disk / 1e9:.2f} GB/s  peak {(peak or 0) / 1e9:.3f} GB", end="")
     if bar is None:
         print(flush=True)
         return True
@@ -190,8 +114,21 @@ def report(limit, bar, policy, figures, plan, peak, disk):
     return reached >= times
 
 
+def largest_file(model):
+    return max(model.glob("*.safetensors"), key=lambda f: f.stat().st_size)
+
+
 def main():
     a = arguments()
+    with machine.unwound_by_signals():
+        try:
+            sys.exit(not measure_all(a))
+        except machine.Skipped as reason:
+            sys.exit(f"memory_limit.py: {reason}")
+
+
+def measure_all(a):
+    """Whether all bars are passed."""
     passed = True
     with tempfile.TemporaryDirectory() as empty:
         bench = runs.Runs(a.build, a.model, empty)
@@ -201,13 +138,13 @@ def main():
                 bench.call("pack", "--model", a.model, "--pack-dir", pack_dir)
             for limit in a.limits.split(","):
                 for policy in a.policies.split(","):
-                    disk = disk_rate(a.model)
+                    disk = machine.disk_rate(largest_file(a.model))
                     passed &= report(
                         limit, a.bars.get(to_bytes(limit)), policy, *measure(
                             a, bench, limit, policy,
                             ["--pack-dir", pack_dir] if source == "pack" else
                             []), disk)
-    sys.exit(not passed)
+    return passed
 
 
 if __name__ == "__main__":

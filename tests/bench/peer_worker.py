@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""What the interpreter of llama-cpp-python's environment does for
-peer_llama.py: one task, given as JSON in the first argument; the answer is one
-line of JSON on standard output.
+"""What the interpreter of a peer's environment does for peer_llama.py: one
+task, given as JSON in the first argument; the answer is one line of JSON on
+standard output.
 
   {"task": "about"}
   {"task": "quantize", "from": FILE, "to": FILE, "type": "Q8_0", "threads": N}
@@ -19,14 +19,42 @@ import subprocess
 import sys
 import time
 
-import llama_cpp as peer
+try:
+    import llama_cpp as package
+    from llama_cpp import llama_cpp as peer
+except ImportError:  # the environment of ik-llama-cpp-python
+    import ik_llama_cpp as package
+    from ik_llama_cpp import _ctypes_api as peer
+
+CONTEXT = ctypes.c_void_p
+LOG_CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p,
+                                ctypes.c_void_p)
+
+
+def call(name, *arguments, types=(), result=None):
+    """For functions of the C interface that not every package binds."""
+    function = getattr(ctypes.CDLL(peer._lib._name), name)
+    function.argtypes, function.restype = types, result
+    return function(*arguments)
+
+
+def forget(context):
+    """Empties the cache of keys and values."""
+    if hasattr(peer, "llama_memory_clear"):
+        peer.llama_memory_clear(peer.llama_get_memory(context), True)
+    else:
+        peer.llama_kv_cache_clear(context)
+
+
+def finish(context):
+    call("llama_synchronize", context, types=[CONTEXT])
 
 
 def compiler_of_library():
     """What the library tells of its compiler by the OpenMP that it needs, for
     an environment that peer_llama.py did not build."""
-    directory = os.path.join(os.path.dirname(peer.__file__), "lib")
-    for library in sorted(glob.glob(os.path.join(directory, "libggml-cpu*.so"))):
+    directory = os.path.join(os.path.dirname(package.__file__), "lib")
+    for library in sorted(glob.glob(os.path.join(directory, "libggml*.so"))):
         out = subprocess.run(
             ["readelf", "-d", library],
             capture_output=True, text=True, check=False).stdout
@@ -40,9 +68,10 @@ def compiler_of_library():
 def about():
     peer.llama_backend_init()
     return {
-        "version": peer.__version__,
+        "version": package.__version__,
         "compiler": compiler_of_library(),
-        "system": peer.llama_print_system_info().decode().strip(),
+        "system": call("llama_print_system_info",
+                       result=ctypes.c_char_p).decode().strip(),
     }
 
 
@@ -91,13 +120,9 @@ class Runner:
         self.context = peer.llama_init_from_model(self.model, params)
         if not self.context:
             raise SystemExit("the peer refuses this context")
-        vocab = peer.llama_vocab_n_tokens(peer.llama_model_get_vocab(self.model))
-        chance = random.Random(1)
-        length = self.prompt + self.gen
-        self.tokens = [
-            [chance.randrange(vocab) for _ in range(length)]
-            for _ in range(self.batch)
-        ]
+        self.vocab = peer.llama_vocab_n_tokens(
+            peer.llama_model_get_vocab(self.model))
+        self.chance = random.Random(1)
         self.tokens_of_batch = peer.llama_batch_init(params.n_batch, 0, 1)
 
     def decode(self, rows):
@@ -113,26 +138,34 @@ class Runner:
         if peer.llama_decode(self.context, batch) != 0:
             raise SystemExit("the peer failed to decode")
 
+    def draw_tokens(self):
+        """Others in each round: in a cache that is too small, those of the last
+        round would find just the experts that they left there."""
+        self.tokens = [
+            [self.chance.randrange(self.vocab)
+             for _ in range(self.prompt + self.gen)]
+            for _ in range(self.batch)]
+
     def round(self):
-        peer.llama_memory_clear(peer.llama_get_memory(self.context), True)
+        forget(self.context)
+        self.draw_tokens()
         start = time.perf_counter()
         for sequence in range(self.batch):
             for first in range(0, self.prompt, 512):
                 end = min(first + 512, self.prompt)
                 self.decode([(sequence, p, p + 1 == self.prompt)
                              for p in range(first, end)])
-        peer.llama_synchronize(self.context)
+        finish(self.context)
         prefilled, read = time.perf_counter(), disk_bytes_read()
         for step in range(self.gen):
             self.decode([(s, self.prompt + step, True)
                          for s in range(self.batch)])
-        peer.llama_synchronize(self.context)
+        finish(self.context)
         end = time.perf_counter()
         tokens = self.batch * self.gen
         result = {
             "prefill": self.batch * self.prompt / (prefilled - start),
             "decode": tokens / (end - prefilled),
-            "decode_seconds": end - prefilled,
         }
         if read is not None:
             result["disk_bytes_per_token"] = (disk_bytes_read() - read) / tokens
@@ -149,8 +182,8 @@ def run(task):
 
 def main():
     task = json.loads(sys.argv[1])
-    quiet = peer.llama_log_callback(lambda *_: None)
-    peer.llama_log_set(quiet, ctypes.c_void_p(0))
+    quiet = LOG_CALLBACK(lambda *_: None)
+    call("llama_log_set", quiet, None, types=[LOG_CALLBACK, ctypes.c_void_p])
     answer = {
         "about": lambda _: about(), "quantize": quantize, "run": run,
     }[task["task"]](task)

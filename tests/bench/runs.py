@@ -63,6 +63,24 @@ class Runs:
                                     *arguments))
 
 
+def limit_flags(limit_bytes):
+    """For `plan` and `bench model` of one sequence in so much memory: what does
+    not need to be large leaves room for experts."""
+    return ["--batch", "1", "--tokens-per-step", "16", "--kv-memory", "16MiB",
+            "--memory-available", limit_bytes]
+
+
+def plan(program, flags):
+    """What `portolan plan` says of one rank; `largest_expert_memory` is there
+    whether or not all experts fit, which is what its exit code tells."""
+    line = [str(part) for part in (program, "plan", "--json",
+                                   "--ranks-per-host", "1", *flags)]
+    done = subprocess.run(line, capture_output=True, text=True)
+    if not done.stdout:
+        sys.exit(f"{' '.join(line)}\n{done.stderr}")
+    return json.loads(done.stdout)
+
+
 def trace_files(trace, ranks):
     """What --trace FILE writes for so many ranks."""
     return [trace] if ranks == 1 else [f"{trace}.{i}" for i in range(ranks)]

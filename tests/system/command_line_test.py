@@ -260,6 +260,18 @@ class CommandLineTest(unittest.TestCase):
              "--json"]).stdout)
         self.assertEqual(figures["wrong"], 0)
 
+    def test_bench_model_draws_new_tokens_where_experts_are_missing(self):
+        # All that one token needs fits: the same one again would not wait.
+        profile = self.directory / "profile.json"
+        figures = json.loads(run(
+            ["bench", "model", "--model", portolan.MODEL, "--prompt-tokens",
+             "0", "--gen", "1", "--rounds", "1", "--expert-memory", "50%",
+             "--policy", "lru", "--expert-link", "1GB/s,1ms", "--profile",
+             profile, "--json"]).stdout)
+        waited = figures["zones_us_per_step"]["decode"]["wait for experts"]
+        self.assertGreater(waited, 1000)
+        self.assertEqual(figures["wrong"], 0)
+
     def test_bench_model_notices_one_damaged_payload(self):
         damaged = portolan.run(
             [portolan.program(BUILD), "bench", "model", "--model",
