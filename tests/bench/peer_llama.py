@@ -10,8 +10,9 @@ What it does:
     with clang into a throw-away environment (--venv: a lasting one). llama.cpp
     built by gcc 12 dies of a compiler fault in its AMX path. The second peer,
     ik-llama-cpp-python, a fork that is fast for mixture-of-experts models, gets
-    an environment of its own (DIR-ik) unless --no-ik; one that cannot be built
-    is left out, with the reason at the head of the tables.
+    an environment of its own (DIR-ik) unless --no-ik, built by gcc where clang
+    refuses it; one that cannot be built is left out, with the reason at the
+    head of the tables.
  2. Models: make_model.py writes M (1.7 G parameters) and S (16.6 M) for both
     programs with equal weights (--models keeps them); Q8_0 and Q4_0 come from
     the peer's own quantiser, int8 and int4 from `portolan pack`. All of that is
@@ -165,7 +166,8 @@ def parse_arguments():
                         default=peer_cases.Lengths.limit,
                         help="tokens of limit30, limit50")
     parser.add_argument("--read-ahead", type=int, nargs="*",
-                        default=[128, 8192], metavar="KIB", help="of the disk, for limit30/limit50")
+                        default=[128, 8192], metavar="KIB",
+                        help="of the disk, for limit30/limit50")
     parser.add_argument("--venv", type=pathlib.Path,
                         help="environment of the peer, made if it is not there")
     parser.add_argument("--no-ik", dest="ik", action="store_false",

@@ -266,10 +266,38 @@ class ProgramsTest(unittest.TestCase):
         with self.assertRaisesRegex(machine.Skipped, "error: no AVX9"):
             peer_programs.create_environment(self.root, package)
 
+    def test_the_second_peer_is_tried_with_gcc_where_clang_refuses_it(self):
+        package = peer_programs.PACKAGES["ik_llama.cpp"]
+        build = mock.Mock(side_effect=["no 'Q4Bits'", None])
+        with mock.patch.object(peer_programs, "build", build), \
+                mock.patch.object(peer_programs.shutil, "which",
+                                  lambda name: name), \
+                mock.patch.object(peer_programs.subprocess, "run"), \
+                mock.patch.object(machine, "run", lambda words: words[0]):
+            peer_programs.create_environment(self.root, package)
+        self.assertEqual([call.args[2][0] for call in build.call_args_list],
+                         ["clang", "gcc"])
+        self.assertEqual((self.root / f"{package}.compiler").read_text(), "gcc")
+        self.assertFalse((self.root / f"{package}.failed").exists())
+
+    def test_only_clang_builds_the_first_peer_and_failures_are_kept(self):
+        package = peer_programs.PACKAGES["llama.cpp"]
+        build = mock.Mock(return_value="bad")
+        with mock.patch.object(peer_programs, "build", build), \
+                mock.patch.object(peer_programs.shutil, "which",
+                                  lambda name: name), \
+                mock.patch.object(peer_programs.subprocess, "run"):
+            with self.assertRaisesRegex(machine.Skipped, "^clang: bad$"):
+                peer_programs.create_environment(self.root, package)
+        self.assertEqual((self.root / f"{package}.failed").read_text(),
+                         "clang: bad")
+
     def test_the_reason_of_a_failure_is_its_first_error(self):
-        self.assertEqual(
-            peer_programs.reason_of_failure("a\n b.cpp: error: bad\nc\n"),
-            "b.cpp: error: bad")
+        log = "error: pip\n /tmp/x/b.cpp:7:5: error: no 'Q4Bits'\nc\n"
+        self.assertEqual(peer_programs.reason_of_failure(log),
+                         "b.cpp:7:5: error: no 'Q4Bits'")
+        self.assertEqual(peer_programs.reason_of_failure("a\nERROR: x\nc\n"),
+                         "ERROR: x")
         self.assertEqual(peer_programs.reason_of_failure("a\nlast\n\n"), "last")
 
     def test_a_peer_that_cannot_be_built_is_left_out_with_the_reason(self):

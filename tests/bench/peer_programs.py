@@ -6,6 +6,7 @@ with the reason where a case is not possible."""
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,9 @@ HERE = pathlib.Path(__file__).resolve().parent
 PACKAGES = {"llama.cpp": "llama-cpp-python",
             "ik_llama.cpp": "ik-llama-cpp-python"}
 CLANGS = ("clang", "clang-19", "clang-17", "clang-16", "clang-14")
+# llama.cpp built by gcc 12 dies of a compiler fault in its AMX path, which the
+# fork does not have; clang 14 refuses the fork's source.
+GCC_TOO = ("ik-llama-cpp-python",)
 CMAKE_ARGS = " ".join(f"-D{setting}" for setting in (
     "GGML_NATIVE=ON", "LLAMA_BUILD_TESTS=OFF", "LLAMA_BUILD_EXAMPLES=OFF",
     "LLAMA_BUILD_TOOLS=OFF", "LLAVA_BUILD=OFF", "LLAMA_CURL=OFF"))
@@ -29,17 +33,20 @@ def note(text):
     print(text, file=sys.stderr, flush=True)
 
 
-def find_compiler():
-    for name in CLANGS:
-        cxx = name.replace("clang", "clang++")
-        if shutil.which(name) and shutil.which(cxx):
-            return name
-    raise machine.Skipped("it needs clang: apt-get install clang")
+def find_compilers(package):
+    """Those that may build a package, best first: (C, C++)."""
+    pairs = [(name, name.replace("clang", "clang++")) for name in CLANGS]
+    found = [pair for pair in pairs if all(map(shutil.which, pair))][:1]
+    if package in GCC_TOO and shutil.which("gcc") and shutil.which("g++"):
+        found.append(("gcc", "g++"))
+    if not found:
+        raise machine.Skipped("it needs clang: apt-get install clang")
+    return found
 
 
 def create_environment(directory, package):
-    """The interpreter of a venv with the package, built by clang; what is there
-    is kept. A build that failed is remembered in PACKAGE.failed."""
+    """The interpreter of a venv with the package; what is there is kept. A
+    build that failed is remembered in PACKAGE.failed."""
     python = directory / "bin" / "python"
     module = package.replace("-", "_")
     if list(directory.glob(f"lib/python*/site-packages/{module}-*.dist-info")):
@@ -47,27 +54,39 @@ def create_environment(directory, package):
     failed = directory / f"{package}.failed"
     if failed.exists():
         raise machine.Skipped(f"{failed.read_text()} (remembered in {failed})")
+    compilers = find_compilers(package)
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", directory], check=True)
-    compiler = find_compiler()
-    note(f"building {package} with {compiler}; this takes long")
+    reasons = []
+    for compiler in compilers:
+        reason = build(python, package, compiler)
+        if reason is None:
+            version = machine.run([compiler[0], "--version"]).splitlines()[0]
+            (directory / f"{package}.compiler").write_text(version)
+            return python
+        reasons.append(f"{compiler[0]}: {reason}")
+    failed.write_text("; ".join(reasons))
+    raise machine.Skipped(failed.read_text())
+
+
+def build(python, package, compiler):
+    """Installs the package from its source; None, or why that failed."""
+    note(f"building {package} with {compiler[0]}; this takes long")
     built = subprocess.run(
         [python, "-m", "pip", "install", "--no-binary", package, package],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        env={**os.environ, "CC": compiler, "CMAKE_ARGS": CMAKE_ARGS,
-             "CXX": compiler.replace("clang", "clang++")})
-    if built.returncode != 0:
-        failed.write_text(reason_of_failure(built.stdout))
-        raise machine.Skipped(failed.read_text())
-    version = machine.run([compiler, "--version"]).splitlines()[0]
-    (directory / f"{package}.compiler").write_text(version)
-    return python
+        env={**os.environ, "CC": compiler[0], "CXX": compiler[1],
+             "CMAKE_ARGS": CMAKE_ARGS})
+    return reason_of_failure(built.stdout) if built.returncode else None
 
 
 def reason_of_failure(log):
-    """The first line of a build's output that names an error, or the last."""
+    """The first line of a build's output that a compiler calls an error, else
+    the first that anything does, else the last; without the directory."""
     lines = [line.strip() for line in log.splitlines() if line.strip()]
-    errors = [line for line in lines if "error:" in line.lower()]
+    errors = [re.sub(r"^/\S*/", "", line) for line in lines
+              if re.search(r":\d+: (fatal )?error:", line)]
+    errors += [line for line in lines if "error:" in line.lower()]
     return (errors or lines[-1:] or ["pip failed and said nothing"])[0]
 
 
@@ -109,7 +128,7 @@ class Peer:
         self.about = {"package": package, **self.ask({"task": "about"})}
         compiler = directory / f"{package}.compiler"
         if compiler.exists():
-            self.about["compiler"] = compiler.read_text()
+            self.about["compiler"] = compiler.read_text().strip()
 
     def ask(self, task, **how):
         out = machine.run([self.python, HERE / "peer_worker.py",

@@ -19,6 +19,9 @@ import subprocess
 import sys
 import time
 
+# A program that aborts says why in its last line, not a debugger's.
+os.environ.setdefault("GGML_NO_BACKTRACE", "1")
+
 try:
     import llama_cpp as package
     from llama_cpp import llama_cpp as peer
@@ -117,6 +120,10 @@ class Runner:
         params.n_threads = params.n_threads_batch = task["threads"]
         if hasattr(params, "kv_unified"):
             params.kv_unified = False
+        elif self.batch > 1:
+            # In the fork's one cache for all, its flash attention stops at
+            # blocks of keys that belong to other sequences only.
+            params.flash_attn = False
         self.context = peer.llama_init_from_model(self.model, params)
         if not self.context:
             raise SystemExit("the peer refuses this context")
