@@ -14,6 +14,7 @@ ALL = [
     "s-tg128", "s-tg128@1",
     "limit50", "limit30",
     "limit50:int8", "limit30:int8", "limit50:int8/int8", "limit30:int8/int8",
+    "own50:int8", "own30:int8",
 ]
 
 
@@ -37,7 +38,8 @@ class Case:
     gen: int = 1
     batch: int = 1
     phase: str = "decode"  # what is compared
-    limit: int = 0  # percent of the model's bytes in bf16; 0: none
+    limit: int = 0  # percent of the model's bytes in `limit_of`; 0: none
+    limit_of: str = "bf16"
 
 
 def parse(text, threads, lengths=Lengths()):
@@ -53,13 +55,13 @@ def parse(text, threads, lengths=Lengths()):
     case = Case(
         text, preset="S" if name.startswith("s-") else "M", experts=experts,
         dense=dense or "bf16", threads=int(own_threads or threads),
-        **shape(text, name.removeprefix("s-"), lengths))
+        **shape(text, name.removeprefix("s-"), experts, lengths))
     if lengths.most and case.phase == "decode":
         case = dataclasses.replace(case, gen=min(case.gen, lengths.most))
     return case
 
 
-def shape(text, name, lengths):
+def shape(text, name, experts, lengths):
     kind = name.rstrip("0123456789")
     number = int(name[len(kind):] or 0)
     if number > 0 and kind == "pp":
@@ -70,4 +72,7 @@ def shape(text, name, lengths):
         return {"prompt": 32, "gen": lengths.batch, "batch": number}
     if 0 < number <= 100 and kind == "limit":
         return {"prompt": 1, "gen": lengths.limit, "limit": number}
+    if 0 < number <= 100 and kind == "own":
+        return {"prompt": 1, "gen": lengths.limit, "limit": number,
+                "limit_of": experts}
     raise SystemExit(f"{text}: no such measurement; see --help")

@@ -38,6 +38,8 @@ A measurement is NAME[@THREADS][:WEIGHTS], where NAME is
   b8, b32             decode of 8 or 32 sequences (--batch-gen tokens each)
   s-tg128, s-pp512    the same with model S
   limit30, limit50    see above
+  own30, own50        likewise, but of the bytes that the peer's model has in
+                      these WEIGHTS: limit50 all but holds an int8 model
 and WEIGHTS is bf16 (default), int8 (beside Q8_0) or int4 (beside Q4_0): of the
 experts. int8/int8 and int4/int8 quantise Portolan's other matrices too, as the
 peer's types do.

@@ -39,6 +39,18 @@ class CasesTest(unittest.TestCase):
         case = peer_cases.parse("limit30", 2, lengths)
         self.assertEqual((case.limit, case.prompt, case.gen), (30, 1, 48))
 
+    def test_a_limit_is_of_the_model_in_bf16_or_in_its_own_weights(self):
+        models = peer_programs.Models(pathlib.Path("m"), "python3")
+        sizes = {"m/model-M.gguf": 4000, "m/model-M.Q8_0.gguf": 2000}
+        with mock.patch.object(pathlib.Path, "exists", return_value=True), \
+                mock.patch.object(
+                    pathlib.Path, "stat", autospec=True,
+                    side_effect=lambda path, **_: types.SimpleNamespace(
+                        st_size=sizes[str(path)])):
+            of = [models.limit_bytes(peer_cases.parse(text, 2))
+                  for text in ("limit50:int8", "own50:int8", "own50")]
+        self.assertEqual(of, [2000, 1000, 2000])
+
     def test_a_bound_holds_for_what_is_decoded(self):
         lengths = peer_cases.Lengths(most=8)
         self.assertEqual(peer_cases.parse("tg128", 2, lengths).gen, 8)

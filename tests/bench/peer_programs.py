@@ -105,8 +105,11 @@ class Models:
         return self.directory / f"model-{preset}{kinds}.gguf"
 
     def limit_bytes(self, case):
-        """That a case leaves to a program; 0 for no limit. Model written."""
-        return self.gguf(case.preset).stat().st_size * case.limit // 100
+        """That a case leaves to a program, once the model is written."""
+        file = self.gguf(case.preset, case.limit_of)
+        if not file.exists():
+            raise machine.Skipped(f"no {file.name}")
+        return file.stat().st_size * case.limit // 100
 
     def write(self, preset):
         # The configuration is the first file that is written, this the last.
