@@ -1,5 +1,7 @@
 #include "experts/history.h"
 
+#include <sys/stat.h>
+
 #include <algorithm>
 #include <array>
 #include <cerrno>
@@ -261,7 +263,33 @@ absl::Status History::Save(const std::string& path) const {
       absl::StrCat("cannot write the history ", path, ": ", status.message()));
 }
 
+namespace {
+
+// A device or a pipe may never end, and what has no room need not be read.
+absl::Status CheckReadable(const std::string& path) {
+  struct stat info;
+  if (stat(path.c_str(), &info) != 0) {
+    return absl::ErrnoToStatus(errno,
+                               absl::StrCat("cannot open the history ", path));
+  }
+  if (!S_ISREG(info.st_mode)) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "cannot read the history ", path,
+        ": it is no regular file; name one, or one that is not there yet"));
+  }
+  if (info.st_size > AvailableMemory()) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("cannot read the history ", path, ": its ",
+                     FormatBytes(static_cast<uint64_t>(info.st_size)),
+                     " do not fit into memory; name another file"));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
 absl::Status History::Load(const std::string& path) {
+  PORTOLAN_RETURN_IF_ERROR(CheckReadable(path));
   std::ifstream in(path, std::ios::binary);
   if (!in) {
     return absl::ErrnoToStatus(errno,

@@ -22,6 +22,9 @@ constexpr std::string_view kOracle = "oracle";
 // What PolicyDriver wants, also for a rank that owns one expert.
 constexpr int64_t kMinSlots = 2;
 
+// Each has a cache, predictors and links of its own.
+constexpr int32_t kMaxRanks = 1024;
+
 PredictorShape PredictorShapeOf(const Trace& trace) {
   int64_t tokens = 1;
   for (const TraceStep& step : trace.steps) {
@@ -46,7 +49,7 @@ int64_t ChunkBytes(const ReplayOptions& options, const TraceHeader& header) {
 
 class Run {
  public:
-  // `budgets`: of each rank.
+  // `budgets`: of each rank; outlive the run.
   Run(const Trace& trace, std::string_view policy, const ReplayOptions& options,
       std::span<const MemoryBudget> budgets, const History* history);
 
@@ -63,9 +66,7 @@ class Run {
     int32_t end_expert = 0;
   };
 
-  void BuildNodes(const PolicyOptions& options,
-                  std::span<const MemoryBudget> budgets,
-                  const History* history);
+  void BuildNodes(const PolicyOptions& options, const History* history);
   PolicyShape ShapeOf(const Node& node, int64_t num_slots) const;
   Future FutureOf(const Node& node) const;
   std::unique_ptr<CachePolicy> PolicyOf(const Node& node,
@@ -88,6 +89,7 @@ class Run {
   const std::string_view policy_;  // of name_, without what is ablated
   const LinkSpec link_;
   const int64_t chunk_bytes_;
+  const std::span<const MemoryBudget> budgets_;
   History history_;
   std::vector<Node> nodes_;
   std::vector<int32_t> counts_;
@@ -106,15 +108,16 @@ Run::Run(const Trace& trace, std::string_view policy,
       policy_(SplitAblation(name_, ablation_)),
       link_(options.link),
       chunk_bytes_(ChunkBytes(options, trace.header)),
+      budgets_(budgets),
       history_(
           history != nullptr
               ? *history
               : History(HistoryShapeOf(trace.header, options.policy.distance))),
       counts_(static_cast<size_t>(header_.num_experts)),
       merged_(static_cast<size_t>(header_.num_experts)) {
-  nodes_.resize(budgets.size());
+  nodes_.resize(budgets_.size());
   scores_.assign(nodes_.size(), std::vector<Fp16>(merged_.size()));
-  BuildNodes(options.policy, budgets, history);
+  BuildNodes(options.policy, history);
 }
 
 PolicyShape Run::ShapeOf(const Node& node, int64_t num_slots) const {
@@ -157,9 +160,7 @@ std::unique_ptr<CachePolicy> Run::PolicyOf(const Node& node,
                            MakeOraclePolicy(shape, FutureOf(node)));
 }
 
-void Run::BuildNodes(const PolicyOptions& options,
-                     std::span<const MemoryBudget> budgets,
-                     const History* history) {
+void Run::BuildNodes(const PolicyOptions& options, const History* history) {
   const PredictorShape shape = PredictorShapeOf(trace_);
   const auto num_ranks = static_cast<int32_t>(nodes_.size());
   for (int32_t rank = 0; rank < num_ranks; ++rank) {
@@ -168,7 +169,7 @@ void Run::BuildNodes(const PolicyOptions& options,
     node.end_expert =
         FirstOwnedExpert(rank + 1, num_ranks, header_.num_experts);
     node.feed = std::make_unique<ReplayFeed>(trace_, rank, num_ranks);
-    const MemoryBudget& budget = budgets[static_cast<size_t>(rank)];
+    const MemoryBudget& budget = budgets_[static_cast<size_t>(rank)];
     const PolicyShape cache =
         ShapeOf(node, std::max(kMinSlots, budget.num_slots));
     node.cache = std::make_unique<SimulatedCache>(
@@ -308,6 +309,13 @@ void MergePredictions(std::vector<PredictionMetrics> from,
 
 ReplayResult Run::Collect() const {
   ReplayResult result;
+  int64_t slots = 0;
+  int64_t owned = 0;
+  for (const MemoryBudget& budget : budgets_) {
+    slots += budget.num_slots;
+    owned += budget.owned_slots;
+  }
+  result.budget = static_cast<double>(slots) / static_cast<double>(owned);
   const PolicyDriver& first = nodes_.front().cache->driver();
   result.policy = name_;
   result.notice = first.policy().notice();
@@ -349,21 +357,31 @@ double ReplayResult::LostPerToken() const {
                                  static_cast<double>(total.tokens);
 }
 
-absl::StatusOr<ReplayResult> Replay(const Trace& trace, std::string_view policy,
-                                    const ReplayOptions& options,
-                                    const History* history) {
+absl::Status CheckReplay(const TraceHeader& header, std::string_view policy,
+                         const ReplayOptions& options) {
   Ablation ablation;
   const std::string_view name = SplitAblation(policy, ablation);
   if (name != kOracle) PORTOLAN_RETURN_IF_ERROR(CheckPolicyName(name));
-  if (options.num_ranks < 1 || options.num_ranks > trace.header.num_experts) {
+  if (options.num_ranks < 1 || options.num_ranks > kMaxRanks) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--ranks ", options.num_ranks, ": give 1 to ", kMaxRanks));
+  }
+  if (options.policy.distance < 1) {
     return absl::InvalidArgumentError(absl::StrCat(
-        "--ranks ", options.num_ranks, " for ", trace.header.num_experts,
-        " experts: give 1 to as many ranks as experts"));
+        "--distance ", options.policy.distance,
+        ": fmoe and eam foretell a layer that is 1 or more ahead"));
   }
   if (options.link.bytes_per_second <= 0) {
     return absl::InvalidArgumentError(
         "replay needs a link: give --link, for example 1GB/s,50us");
   }
+  return BudgetsOf(options, header).status();
+}
+
+absl::StatusOr<ReplayResult> Replay(const Trace& trace, std::string_view policy,
+                                    const ReplayOptions& options,
+                                    const History* history) {
+  PORTOLAN_RETURN_IF_ERROR(CheckReplay(trace.header, policy, options));
   const HistoryShape shape =
       history != nullptr
           ? history->shape()

@@ -30,6 +30,7 @@ struct ReplayOptions {
 struct ReplayResult {
   std::string policy;
   int32_t num_ranks = 0;
+  double budget = 0;  // slots / owned experts of all ranks, 0 .. 1
   std::vector<ExpertMetrics> ranks;
   ExpertMetrics total;  // merged over ranks
   // Of the whole run; the slowest rank of each layer counts.
@@ -45,6 +46,11 @@ struct ReplayResult {
   // Seconds, as ExpertMetrics::StallPerToken().
   double LostPerToken() const;
 };
+
+// What Replay() would refuse of these, before the work. Errors:
+// kInvalidArgument.
+absl::Status CheckReplay(const TraceHeader& header, std::string_view policy,
+                         const ReplayOptions& options);
 
 // Runs one policy ("oracle" included, and "adaptive+eviction" and the like, see
 // policy_ablation.h) over a trace in simulated time: the union

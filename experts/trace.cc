@@ -245,16 +245,22 @@ absl::Status At(size_t offset, const absl::Status& status) {
                       absl::StrCat("offset ", offset, ": ", status.message()));
 }
 
-// The payload of the block at the front of `in`, or empty and ok() false if it
-// is torn.
-std::span<const std::byte> TakeBlock(ByteReader& in, uint32_t& kind) {
+// The payload of the block at the front of `in`; ok() false if it is torn: cut
+// short, or the last one and not what its checksum says, as a writer whose
+// machine died leaves it. kDataLoss if others follow one with a wrong checksum.
+absl::StatusOr<std::span<const std::byte>> TakeBlock(ByteReader& in,
+                                                     uint32_t& kind) {
   kind = in.Get<uint32_t>();
   const auto bytes = in.Get<uint32_t>();
   const auto checksum = in.Get<uint64_t>();
   const auto payload = in.Take(bytes);
-  if (in.ok() && Hash64(payload, kind) != checksum) {
-    in.Take(in.remaining() + 1);  // no block can be trusted from here on
+  if (!in.ok() || Hash64(payload, kind) == checksum) return payload;
+  if (in.remaining() > 0) {
+    return absl::DataLossError(
+        "a block is damaged (checksum), and others follow it: record the trace "
+        "anew, or cut the file there");
   }
+  in.Take(1);
   return payload;
 }
 
@@ -375,7 +381,7 @@ absl::StatusOr<Trace> ParseTrace(std::span<const std::byte> file) {
   }
   ByteReader in(file.subspan(magic.size()));
   uint32_t kind = 0;
-  const auto first = TakeBlock(in, kind);
+  PORTOLAN_ASSIGN_OR_RETURN(const auto first, TakeBlock(in, kind));
   if (!in.ok() || kind != kHeaderBlock) {
     return absl::DataLossError("the trace's header is torn");
   }
@@ -384,12 +390,11 @@ absl::StatusOr<Trace> ParseTrace(std::span<const std::byte> file) {
   size_t whole = in.remaining();
   while (in.remaining() > 0) {
     const auto payload = TakeBlock(in, kind);
-    if (!in.ok()) break;
-    if (const absl::Status status =
-            DecodeBlock(kind, ByteReader(payload), trace);
-        !status.ok()) {
-      return At(file.size() - whole, status);
-    }
+    if (payload.ok() && !in.ok()) break;
+    const absl::Status status =
+        payload.ok() ? DecodeBlock(kind, ByteReader(*payload), trace)
+                     : payload.status();
+    if (!status.ok()) return At(file.size() - whole, status);
     whole = in.remaining();
   }
   trace.torn_bytes = in.ok() ? 0 : static_cast<int64_t>(whole);

@@ -15,6 +15,7 @@
 #include "launcher/wiring.h"
 #include "runtime/base/memory_available.h"
 #include "runtime/base/status_macros.h"
+#include "runtime/base/units.h"
 #include "runtime/model/checkpoint/fingerprint.h"
 #include "runtime/serving/collectives.h"
 
@@ -55,18 +56,30 @@ absl::Status LoadModel(const JobOptions& options, bool silent, Model& model) {
 }
 
 // Refuses, before the wait for the weights, ranks that do not fit together into
-// the memory of their host: these of `world_size`.
+// the memory of their host: these of `world_size`. Where the budget is the
+// user's word, `tells` says on stderr that it is more than there is.
 absl::Status CheckMemory(const JobOptions& options, const Model& model,
                          std::span<const int> ranks, int world_size,
-                         bool processes) {
+                         bool processes, bool tells) {
   std::vector<RankMemory> memory;
   for (const int rank : ranks) {
     PORTOLAN_ASSIGN_OR_RETURN(memory.emplace_back(),
                               PlanRankMemory(options, model, rank, world_size));
   }
-  return CheckFits(options, memory, processes,
-                   options.memory_available > 0 ? options.memory_available
-                                                : AvailableMemory());
+  const int64_t available = options.memory_available > 0
+                                ? options.memory_available
+                                : AvailableMemory();
+  PORTOLAN_RETURN_IF_ERROR(CheckFits(options, memory, processes, available));
+  const int64_t wanted = BytesTogether(memory, processes);
+  if (tells && wanted > available) {
+    std::fprintf(stderr,
+                 "notice: this host's ranks want %s, %s are available; "
+                 "--expert-memory %s is taken at its word\n",
+                 FormatBytes(static_cast<uint64_t>(wanted)).c_str(),
+                 FormatBytes(static_cast<uint64_t>(available)).c_str(),
+                 options.expert_memory.c_str());
+  }
+  return absl::OkStatus();
 }
 
 std::vector<int> RanksOfThisHost(const Transport& transport) {
@@ -103,8 +116,10 @@ absl::Status RunJobProcess(const JobOptions& options, JobBody body) {
     absl::StatusOr<Model> model = OpenModel(options.model_dir);
     absl::Status status = model.status();
     if (status.ok()) {
-      status = CheckMemory(options, *model, RanksOfThisHost(transport),
-                           transport.world_size(), /*processes=*/true);
+      const std::vector<int> ranks = RanksOfThisHost(transport);
+      status = CheckMemory(options, *model, ranks, transport.world_size(),
+                           /*processes=*/true,
+                           Rank{ranks.front()} == transport.rank());
     }
     // Nobody takes memory before all have looked how much there is.
     PORTOLAN_RETURN_IF_ERROR(AgreeOnStatus(transport, status, kStartTimeout));
@@ -145,7 +160,8 @@ absl::Status RunJob(const JobOptions& options, JobBody body) {
   std::vector<int> ranks(static_cast<size_t>(world_size));
   std::iota(ranks.begin(), ranks.end(), 0);
   PORTOLAN_RETURN_IF_ERROR(CheckMemory(options, model, ranks, world_size,
-                                       /*processes=*/false));
+                                       /*processes=*/false,
+                                       /*tells=*/true));
   PORTOLAN_RETURN_IF_ERROR(LoadModel(options, /*silent=*/false, model));
   return body(model, [&](RankBody rank_body) {
     return RunLocalWorld(world_size, rank_body);

@@ -285,6 +285,12 @@ int64_t SlotsThatFit(std::span<const RankMemory> ranks, bool processes,
          (slot_bytes * static_cast<int64_t>(ranks.size()));
 }
 
+absl::Status LoadHistory(const JobOptions& options, History& history) {
+  if (options.history_file.empty()) return absl::OkStatus();
+  const absl::Status loaded = history.Load(options.history_file);
+  return absl::IsNotFound(loaded) ? absl::OkStatus() : loaded;
+}
+
 absl::Status CheckFits(const JobOptions& options,
                        std::span<const RankMemory> ranks, bool processes,
                        int64_t available) {

@@ -41,6 +41,9 @@ ExchangeOptions ExchangeOptionsOf(const JobOptions& options,
 
 HistoryShape HistoryShapeOf(const JobOptions& options, const Model& model);
 
+// What --history names, if it is there. Errors: as History::Load().
+absl::Status LoadHistory(const JobOptions& options, History& history);
+
 PredictorShape PredictorShapeOf(const JobOptions& options,
                                 const ModelConfig& config);
 

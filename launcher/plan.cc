@@ -51,12 +51,14 @@ struct Plan {
   std::string link;
 };
 
-absl::StatusOr<std::string> LinkOf(const PlanOptions& options,
-                                   const TraceHeader& header) {
-  if (!options.job.expert_link.empty()) return options.job.expert_link;
+absl::StatusOr<LinkSpec> LinkOf(const PlanOptions& options,
+                                const TraceHeader& header) {
+  if (!options.job.expert_link.empty()) {
+    return ParseLinkSpec(options.job.expert_link);
+  }
   if (header.link_bytes_per_second > 0) {
-    return absl::StrFormat("%.0f/s,%gs", header.link_bytes_per_second,
-                           header.link_latency_s);
+    return LinkSpec{.bytes_per_second = header.link_bytes_per_second,
+                    .latency = absl::Seconds(header.link_latency_s)};
   }
   return absl::InvalidArgumentError(
       "--trace needs a link to foretell the stall: the trace was recorded "
@@ -64,23 +66,19 @@ absl::StatusOr<std::string> LinkOf(const PlanOptions& options,
 }
 
 absl::Status ReplayTrace(const PlanOptions& options, int num_ranks,
-                         Plan& plan) {
+                         const History& history, Plan& plan) {
   PORTOLAN_ASSIGN_OR_RETURN(Trace trace, ReadTraces(options.traces));
   PORTOLAN_RETURN_IF_ERROR(
       CheckSameModel(absl::StrCat("--trace ", options.traces.front()),
                      trace.header, plan.history));
   // The format of the weights that is planned may be another.
   trace.header.expert_bytes = plan.ranks[0].experts.slot_bytes;
-  PORTOLAN_ASSIGN_OR_RETURN(plan.link, LinkOf(options, trace.header));
   ReplayOptions replay{.num_ranks = num_ranks,
                        .expert_memory = options.job.expert_memory};
   replay.policy.distance = options.job.prefetch_distance;
-  PORTOLAN_ASSIGN_OR_RETURN(replay.link, ParseLinkSpec(plan.link));
-  PORTOLAN_RETURN_IF_ERROR(CheckHistoryFits(plan.history));
-  History history(plan.history);
-  if (!options.job.history_file.empty()) {
-    PORTOLAN_RETURN_IF_ERROR(history.Load(options.job.history_file));
-  }
+  PORTOLAN_ASSIGN_OR_RETURN(replay.link, LinkOf(options, trace.header));
+  plan.link = options.job.expert_link.empty() ? ToString(replay.link)
+                                              : options.job.expert_link;
   PORTOLAN_ASSIGN_OR_RETURN(
       plan.replay, Replay(trace, options.job.policy, replay, &history));
   return absl::OkStatus();
@@ -119,8 +117,11 @@ absl::StatusOr<Plan> MakePlan(const PlanOptions& options) {
   plan.largest_slots =
       std::min(SlotsThatFit(on_host, /*processes=*/true, plan.available),
                plan.ranks[0].experts.owned_slots);
+  PORTOLAN_RETURN_IF_ERROR(CheckHistoryFits(plan.history));
+  History history(plan.history);
+  PORTOLAN_RETURN_IF_ERROR(LoadHistory(options.job, history));
   if (!options.traces.empty()) {
-    PORTOLAN_RETURN_IF_ERROR(ReplayTrace(options, num_ranks, plan));
+    PORTOLAN_RETURN_IF_ERROR(ReplayTrace(options, num_ranks, history, plan));
   }
   return plan;
 }
@@ -256,8 +257,15 @@ absl::Status RunPlan(const PlanOptions& options) {
           ? std::min<size_t>(static_cast<size_t>(options.ranks_per_host),
                              plan.ranks.size())
           : plan.ranks.size();
-  return CheckFits(options.job, std::span(plan.ranks).first(on_host),
-                   /*processes=*/true, plan.available);
+  PORTOLAN_RETURN_IF_ERROR(CheckFits(options.job,
+                                     std::span(plan.ranks).first(on_host),
+                                     /*processes=*/true, plan.available));
+  return absl::ResourceExhaustedError(absl::StrCat(
+      "this does not fit: ",
+      FormatBytes(static_cast<uint64_t>(plan.host_bytes)), " are wanted, ",
+      FormatBytes(static_cast<uint64_t>(plan.available)),
+      " are available; a run takes --expert-memory ", options.job.expert_memory,
+      " at its word and may be killed for it"));
 }
 
 }  // namespace

@@ -1,5 +1,9 @@
 // The program of the ranks: generate, bench, and what is added to them.
 
+#include <unistd.h>
+
+#include <new>
+
 #include "CLI/CLI.hpp"
 #include "launcher/bench.h"
 #include "launcher/console.h"
@@ -28,6 +32,14 @@ int main(int argc, char** argv) {
   app.require_subcommand(1);
   app.fallthrough();
   app.allow_config_extras(CLI::config_extras_mode::error);
+
+  std::set_new_handler([] {
+    // Nothing that allocates. Peers notice the death by themselves.
+    constexpr char kText[] =
+        "error: out of memory; `portolan plan` says what a job takes\n";
+    (void)!write(STDERR_FILENO, kText, sizeof(kText) - 1);
+    _exit(portolan::kExitFailed);
+  });
 
   int exit_code = portolan::kExitDone;
   portolan::AddGenerateCommand(app, exit_code);

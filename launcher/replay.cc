@@ -10,7 +10,7 @@
 
 #include "CLI/CLI.hpp"
 #include "absl/strings/str_cat.h"
-#include "experts/memory_budget.h"
+#include "experts/replacing_file.h"
 #include "experts/replay.h"
 #include "experts/replay_plot.h"
 #include "experts/replay_report.h"
@@ -76,27 +76,28 @@ absl::StatusOr<std::vector<ReplayRow>> RunAll(const ReplayCommand& command,
   options.policy.distance = command.distance;
   PORTOLAN_ASSIGN_OR_RETURN(options.link,
                             ParseLinkSpec(command.link, "--link"));
+  // All of it before the first takes its minutes.
+  for (const std::string& memory : command.expert_memory) {
+    options.expert_memory = memory;
+    for (const std::string& policy : command.policies) {
+      PORTOLAN_RETURN_IF_ERROR(CheckReplay(trace.header, policy, options));
+    }
+  }
   PORTOLAN_ASSIGN_OR_RETURN(
       const std::unique_ptr<History> history,
       PrepareHistory(command, trace.header, options.policy));
-  const int64_t owned = static_cast<int64_t>(trace.header.num_layers) *
-                        trace.header.num_experts / command.ranks;
   const double layers =
       static_cast<double>(trace.steps.size()) * trace.header.num_layers;
   std::vector<ReplayRow> rows;
   for (const std::string& memory : command.expert_memory) {
     options.expert_memory = memory;
-    PORTOLAN_ASSIGN_OR_RETURN(
-        const MemoryBudget budget,
-        PlanExpertMemory(memory, owned, trace.header.expert_bytes));
     for (const std::string& policy : command.policies) {
       const double start = ThreadCpuMicroseconds();
       PORTOLAN_ASSIGN_OR_RETURN(ReplayResult result,
                                 Replay(trace, policy, options, history.get()));
       rows.push_back(
           {.expert_memory = memory,
-           .budget = static_cast<double>(budget.num_slots) /
-                     static_cast<double>(owned),
+           .budget = result.budget,
            .cpu_us_per_layer =
                layers == 0 ? 0.0 : (ThreadCpuMicroseconds() - start) / layers,
            .result = std::move(result)});
@@ -107,15 +108,19 @@ absl::StatusOr<std::vector<ReplayRow>> RunAll(const ReplayCommand& command,
   return rows;
 }
 
+absl::Status AtPlot(const ReplayCommand& command, const absl::Status& status) {
+  return absl::Status(status.code(), absl::StrCat("--plot ", command.plot, ": ",
+                                                  status.message()));
+}
+
 absl::Status WritePlot(const ReplayCommand& command,
-                       std::span<const ReplayRow> rows) {
-  std::ofstream out(command.plot);
-  out << PlotReplay(rows, absl::StrCat("Link ", command.link, ", ",
-                                       command.ranks, " rank(s)"));
-  out.close();
-  if (out) return absl::OkStatus();
-  return absl::UnavailableError(
-      absl::StrCat("--plot: cannot write ", command.plot));
+                       std::span<const ReplayRow> rows, ReplacingFile& file) {
+  const std::string svg = PlotReplay(
+      rows,
+      absl::StrCat("Link ", command.link, ", ", command.ranks, " rank(s)"));
+  absl::Status status = file.Write(0, std::as_bytes(std::span(svg)));
+  if (status.ok()) status = file.Commit();
+  return status.ok() ? status : AtPlot(command, status);
 }
 
 // What --why compares: the policy as it is and with one part of it perfect.
@@ -130,9 +135,6 @@ void AddAblations(std::vector<std::string>& policies) {
 }
 
 absl::Status RunReplay(ReplayCommand command) {
-  if (command.ranks < 1) {
-    return absl::InvalidArgumentError("--ranks must be at least 1");
-  }
   if (command.policies.empty()) {
     for (const std::string_view name : PolicyNames()) {
       command.policies.emplace_back(name);
@@ -141,15 +143,19 @@ absl::Status RunReplay(ReplayCommand command) {
   }
   if (command.why) AddAblations(command.policies);
   PORTOLAN_ASSIGN_OR_RETURN(const Trace trace, ReadTraces(command.traces));
+  ReplacingFile plot(command.plot);  // before the work
+  if (!command.plot.empty()) {
+    const absl::Status created = plot.Create();
+    if (!created.ok()) return AtPlot(command, created);
+  }
   PORTOLAN_ASSIGN_OR_RETURN(const std::vector<ReplayRow> rows,
                             RunAll(command, trace));
-  if (!command.plot.empty()) {
-    PORTOLAN_RETURN_IF_ERROR(WritePlot(command, rows));
-  }
   const std::string text =
       command.json ? ReplayJson(rows).dump(2) + "\n"
                    : ReplayTable(rows) + (command.why ? LossTable(rows) : "");
-  return Print(text);
+  PORTOLAN_RETURN_IF_ERROR(Print(text));
+  return command.plot.empty() ? absl::OkStatus()
+                              : WritePlot(command, rows, plot);
 }
 
 }  // namespace
@@ -177,7 +183,7 @@ void AddReplayCommand(CLI::App& app, int& exit_code) {
           "Trace files, of each rank of a run; several runs follow each other")
       ->required();
   AddFlag(*replay, "--policy", command->policies,
-          "Policies, comma-separated (all, and oracle)")
+          "Policies, comma-separated (default: every one, and oracle)")
       ->delimiter(',');
   AddFlag(*replay, "--expert-memory", command->expert_memory,
           "Budgets of a rank, comma-separated: 50%,25%,64MiB")

@@ -144,10 +144,7 @@ absl::Status RankRuntime::WireForesight() {
   const HistoryShape history = HistoryShapeOf(options_, model_);
   PORTOLAN_RETURN_IF_ERROR(CheckHistoryFits(history));
   history_ = std::make_unique<History>(history);
-  if (!options_.history_file.empty()) {
-    const absl::Status loaded = history_->Load(options_.history_file);
-    if (!loaded.ok() && !absl::IsNotFound(loaded)) return loaded;
-  }
+  PORTOLAN_RETURN_IF_ERROR(LoadHistory(options_, *history_));
   std::unique_ptr<Predictor> predictor =
       MakePredictor(options_.policy, PredictorShapeOf(options_, config),
                     {.distance = options_.prefetch_distance}, *history_);

@@ -137,7 +137,20 @@ TEST(TraceTest, ATornTailLosesOnlyTheTornBlock) {
   }
 }
 
-TEST(TraceTest, ADamagedBlockEndsTheTraceBeforeIt) {
+TEST(TraceTest, ADamagedBlockInTheMiddleIsNamedByItsOffset) {
+  const Trace written = SyntheticTrace({.num_steps = 5, .vocab = 2});
+  const std::string path = WriteTrace(written, "damaged_in_the_middle");
+  std::string bytes = ReadBytes(path);
+
+  bytes[bytes.size() / 2] ^= 1;
+  const auto read = ParseTrace(Bytes(bytes));
+
+  EXPECT_TRUE(absl::IsDataLoss(read.status())) << read.status();
+  EXPECT_THAT(read.status().message(), HasSubstr("offset "));
+  EXPECT_THAT(read.status().message(), HasSubstr("cut the file there"));
+}
+
+TEST(TraceTest, ADamagedLastBlockEndsTheTraceBeforeIt) {
   const Trace written = SyntheticTrace({.num_steps = 5, .vocab = 2});
   std::string bytes = ReadBytes(WriteTrace(written, "damaged"));
 

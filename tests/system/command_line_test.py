@@ -4,6 +4,7 @@ figures, the version, the installed tree."""
 import json
 import pathlib
 import re
+import resource
 import subprocess
 import sys
 import tempfile
@@ -302,6 +303,17 @@ class CommandLineTest(unittest.TestCase):
         self.assertEqual([row["wrong"] for row in rounds], [0] * 8)
         table = run(["bench", "exchange", "--ranks", "2", *small[:-1]]).stdout
         self.assertIn("#wrong", table)
+
+    def test_memory_that_ends_is_one_error_of_one_line(self):
+        def few():
+            resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))
+        done = subprocess.run(
+            [portolan.program(BUILD), "bench", "exchange", "--ranks", "2",
+             "--tokens", "1048576", "--hidden", "65536", "--iterations", "1"],
+            stdin=subprocess.DEVNULL, capture_output=True, text=True,
+            timeout=60, check=False, preexec_fn=few)
+        self.assertEqual(done.returncode, 1, done.stderr)
+        self.assertRegex(done.stderr, r"^error: out of memory; [^\n]*\n$")
 
     def test_bench_kernels_is_right_on_every_path(self):
         figures = json.loads(run(["bench", "kernels", "--seconds", "0.001",

@@ -89,6 +89,25 @@ class PlanTest(unittest.TestCase):
         self.assertIn(f"write --expert-memory {largest} ", started.stderr)
         self.assertEqual(started.stdout, "")
 
+    def test_a_stated_budget_that_does_not_fit_is_said_and_runs(self):
+        memory = ["--memory-available", "10KiB", "--expert-memory", "25%"]
+        planned = plan(*memory)
+        self.assertEqual(planned.returncode, 1)
+        self.assertRegex(planned.stderr, r"error: .*wanted, 10.0 KiB are avail")
+        started = portolan.run(
+            [portolan.program(BUILD), "generate", "--model", portolan.MODEL,
+             "--prompt", "Once", "--max-tokens", "2", *memory])
+        self.assertEqual(started.returncode, 0, started.stderr)
+        self.assertRegex(started.stderr,
+                         r"notice: .*--expert-memory 25% is taken at its word")
+
+    def test_a_history_that_cannot_be_is_refused_before_the_wait(self):
+        for history, why in (("/dev/zero", "it is no regular file"),
+                             (PROMPTS, "not a history")):
+            refused = plan("--expert-memory", "25%", "--history", history)
+            self.assertEqual(refused.returncode, 1)
+            self.assertRegex(refused.stderr, rf"error: .*{history}: {why}")
+
     def test_a_refusal_reaches_every_rank_of_mpirun(self):
         done = portolan.run(
             [portolan.LAUNCH, "-np", "2", "--", portolan.program(BUILD),
@@ -181,6 +200,19 @@ class PlanTest(unittest.TestCase):
         self.assertEqual(sorted(times), times)
         self.assertGreater(times[2], 0)
         self.assertEqual(stalls[0]["policy"], "lru")
+
+    def test_a_trace_recorded_with_a_link_needs_no_other(self):
+        with tempfile.TemporaryDirectory() as directory:
+            trace = pathlib.Path(directory) / "trace"
+            portolan.generate(
+                BUILD, PROMPTS, ["--max-tokens", "2", "--trace", trace,
+                                 "--expert-memory", "25%", "--expert-link",
+                                 "1GB/s,50us"])
+            own, given = (
+                plan_json("--trace", trace, "--expert-memory", "25%",
+                          *link)["replay"]
+                for link in ([], ["--expert-link", "1GB/s,50us"]))
+        self.assertEqual(own["stall_per_token_s"], given["stall_per_token_s"])
 
     def test_a_trace_of_another_model_is_refused_by_name(self):
         with tempfile.TemporaryDirectory() as directory:

@@ -54,6 +54,28 @@ class ReplayTest(unittest.TestCase):
         self.assertEqual(done.stdout, "")
         return done.stderr
 
+    def test_all_is_judged_before_the_first_replay(self):
+        for flags, named in ((["--policy", "lru,zz"], "--policy zz"),
+                             (["--expert-memory", "50%,zz"], '"zz"'),
+                             (["--ranks", "0"], "--ranks 0"),
+                             (["--ranks", "1025"], "--ranks 1025"),
+                             (["--policy", "fmoe", "--distance", "-1"],
+                              "--distance -1")):
+            error = self.refused("replay", "--trace", self.trace, *LINK, *flags)
+            self.assertRegex(error, f"error: .*{named}")
+            self.assertNotIn("replayed", error)
+
+    def test_ranks_beyond_the_experts_have_nothing_to_do(self):
+        rows = {ranks: self.rows("--trace", self.trace, "--ranks", ranks,
+                                 "--policy", "lru,adaptive,oracle",
+                                 "--expert-memory", "50%")
+                for ranks in ("32", "40")}
+        for few, many in zip(rows["32"], rows["40"]):
+            self.assertEqual(few["budget"], many["budget"])
+            self.assertEqual(len(many["per_rank"]), 40)
+            if few["policy"] != "adaptive":  # whose ranks learn for themselves
+                self.assertEqual(few["bytes"], many["bytes"], few["policy"])
+
     def plan(self, *arguments):
         return portolan_run("plan", "--json", "--model", portolan.MODEL,
                             "--expert-memory", "25%", "--expert-link",
@@ -124,7 +146,8 @@ class ReplayTest(unittest.TestCase):
         path = self.directory / "no" / "plot.svg"
         error = self.refused("replay", "--trace", self.trace, *LINK, "--policy",
                              "lru", "--plot", path)
-        self.assertIn(f"--plot: cannot write {path}", error)
+        self.assertIn(f"--plot {path}: cannot write {path}", error)
+        self.assertNotIn("replayed", error)
 
     def test_why_takes_the_gap_apart(self):
         done = portolan_run("replay", "--trace", self.trace, *LINK, "--policy",
@@ -214,9 +237,6 @@ class ReplayTest(unittest.TestCase):
             for kind in ("hits", "late", "misses"):
                 self.assertEqual(sum(rank[kind] for rank in row["per_rank"]),
                                  row[kind])
-        error = self.refused("replay", "--trace", self.trace, *LINK, "--ranks",
-                             "33", "--expert-memory", "all")
-        self.assertIn("--ranks 33", error)
 
     def test_the_files_of_ranks_and_of_runs_become_one_trace(self):
         def needs(*traces):
