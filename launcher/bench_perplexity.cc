@@ -182,6 +182,7 @@ absl::Status RunPerplexity(PerplexityOptions options) {
   options.job.logit_rows =
       std::min({options.context, options.job.tokens_per_step, kMostLogitRows});
   options.job.kv_tokens = options.context;
+  options.job.input_files.push_back({"--text", options.text_file});
   return RunJob(options.job, [&](const Model& model, RunWorld run_world) {
     if (options.context > model.config.max_position) {
       return absl::InvalidArgumentError(

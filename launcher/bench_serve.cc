@@ -14,6 +14,7 @@
 #include "launcher/client_flags.h"
 #include "launcher/console.h"
 #include "launcher/flags.h"
+#include "launcher/output_files.h"
 #include "runtime/base/status_macros.h"
 
 namespace portolan {
@@ -132,6 +133,9 @@ absl::Status WriteRecords(const std::string& path,
 }
 
 absl::Status BenchServe(const BenchServeOptions& options) {
+  PORTOLAN_RETURN_IF_ERROR(
+      CheckCanWrite({{"--records", options.records_file}},
+                    {{"--prompts", options.prompts_file}}));
   PORTOLAN_ASSIGN_OR_RETURN(const std::vector<LoadRequest> load,
                             PlanLoad(options));
   PORTOLAN_ASSIGN_OR_RETURN(const Connection connection,

@@ -12,6 +12,7 @@
 #include "launcher/client_json.h"
 #include "launcher/console.h"
 #include "launcher/flags.h"
+#include "launcher/output_files.h"
 #include "runtime/base/status_macros.h"
 
 namespace portolan {
@@ -35,6 +36,8 @@ absl::Status SubmitOne(const SubmitFlags& flags, Client& client) {
 }
 
 absl::Status SubmitBatch(const SubmitFlags& flags, Client& client) {
+  PORTOLAN_RETURN_IF_ERROR(CheckCanWrite({{"--output", flags.batch.output}},
+                                         {{"--batch", flags.batch.input}}));
   Progress progress("Requests done", /*silent=*/false);
   const absl::StatusOr<BatchSummary> summary =
       RunBatch(client, flags.batch, [&progress](const BatchSummary& now) {

@@ -260,9 +260,9 @@ absl::Status RunRank(const GenerateOptions& options, const Model& model,
 
 absl::StatusOr<std::vector<Prompt>> CollectPrompts(
     const GenerateOptions& options) {
-  std::vector<WrittenFile> files = options.job.WrittenFiles();
-  files.push_back({"--stats", options.stats_file});
-  PORTOLAN_RETURN_IF_ERROR(CheckCanWrite(files));
+  std::vector<NamedFile> written = options.job.WrittenFiles();
+  written.push_back({"--stats", options.stats_file});
+  PORTOLAN_RETURN_IF_ERROR(CheckCanWrite(written, options.job.ReadFiles()));
   if (!options.prompts_file.empty()) return ReadPrompts(options.prompts_file);
   Prompt prompt;
   prompt.id = "0";
@@ -274,6 +274,7 @@ absl::StatusOr<std::vector<Prompt>> CollectPrompts(
 absl::Status RunGenerate(GenerateOptions options) {
   // Equal prompts without a seed of their own sample equally on every rank.
   if (!options.wishes.seed.has_value()) options.wishes.seed = 0;
+  options.job.input_files.push_back({"--prompts", options.prompts_file});
   const absl::StatusOr<std::vector<Prompt>> prompts = CollectPrompts(options);
   PORTOLAN_RETURN_IF_ERROR(OncePerHost(prompts.status()));
   return RunJob(

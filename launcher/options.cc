@@ -1,14 +1,11 @@
 #include "launcher/options.h"
 
-#include <unistd.h>
-
+#include <algorithm>
 #include <cstdint>
 #include <cstdlib>
 #include <ctime>
-#include <filesystem>
 #include <functional>
 #include <initializer_list>
-#include <map>
 #include <span>
 #include <string_view>
 #include <vector>
@@ -215,55 +212,43 @@ absl::Status JobOptions::ValidateJob() const {
 
 absl::Status JobOptions::Validate() const {
   PORTOLAN_RETURN_IF_ERROR(ValidateJob());
-  PORTOLAN_RETURN_IF_ERROR(CheckCanWrite(WrittenFiles()));
+  PORTOLAN_RETURN_IF_ERROR(CheckCanWrite(WrittenFiles(), ReadFiles()));
   return WorldOptions::Validate();
 }
 
-std::vector<WrittenFile> JobOptions::WrittenFiles() const {
-  return {{"--trace", trace_file},
-          {"--history", history_file},
-          {"--profile", profile_file}};
-}
-
-absl::Status CheckCanWrite(const std::vector<WrittenFile>& files) {
-  std::map<std::filesystem::path, std::string_view> flags;
-  for (const auto& [flag, path] : files) {
-    PORTOLAN_RETURN_IF_ERROR(CheckCanWrite(flag, path));
+std::vector<NamedFile> JobOptions::WrittenFiles() const {
+  std::vector<NamedFile> files = {{"--history", history_file}};
+  const int world_size = std::max(ranks, launched_ranks);
+  for (const auto& [flag, path] :
+       {NamedFile{"--trace", trace_file}, {"--profile", profile_file}}) {
     if (path.empty()) continue;
-    std::error_code ignored;
-    const auto [other, is_new] =
-        flags.emplace(std::filesystem::weakly_canonical(path, ignored), flag);
-    if (is_new) continue;
-    return absl::InvalidArgumentError(absl::StrCat(
-        absl::string_view(other->second.data(), other->second.size()), " and ",
-        absl::string_view(flag.data(), flag.size()), " would both write ", path,
-        ": give each a file of its own"));
+    for (int rank = 0; rank < std::max(1, world_size); ++rank) {
+      files.push_back({flag, FileOfRank(path, rank, world_size)});
+    }
   }
-  return absl::OkStatus();
+  return files;
 }
 
-absl::Status CheckCanWrite(std::string_view flag, const std::string& path) {
-  if (path.empty()) return absl::OkStatus();
-  const auto refuse = [&](absl::StatusCode code, const char* why) {
-    return absl::Status(
-        code, absl::StrCat(absl::string_view(flag.data(), flag.size()),
-                           ": cannot write ", path, ": ", why));
-  };
-  const std::filesystem::path file(path);
-  const std::string folder =
-      file.has_parent_path() ? file.parent_path().string() : ".";
-  std::error_code ignored;
-  if (std::filesystem::is_directory(file, ignored)) {
-    return refuse(absl::StatusCode::kInvalidArgument, "it is a directory");
+std::vector<NamedFile> JobOptions::ReadFiles() const {
+  std::vector<NamedFile> files = input_files;
+  const CLI::App* app = command;
+  while (app != nullptr && app->get_parent() != nullptr) {
+    app = app->get_parent();
   }
-  if (!std::filesystem::is_directory(folder, ignored)) {
-    return refuse(absl::StatusCode::kNotFound, "there is no such directory");
+  if (app != nullptr && app->get_config_ptr() != nullptr &&
+      app->get_config_ptr()->count() > 0) {
+    files.push_back({"--config", app->get_config_ptr()->as<std::string>()});
   }
-  const bool exists = std::filesystem::exists(file, ignored);
-  if (access(exists ? path.c_str() : folder.c_str(), W_OK) != 0) {
-    return refuse(absl::StatusCode::kPermissionDenied, "permission denied");
+  for (const auto& [flag, directory] :
+       {NamedFile{"--model", model_dir}, {"--pack-dir", pack_dir}}) {
+    const std::vector<NamedFile> of_model = ModelFilesIn(flag, directory);
+    files.insert(files.end(), of_model.begin(), of_model.end());
   }
-  return absl::OkStatus();
+  return files;
+}
+
+std::string FileOfRank(const std::string& path, int rank, int world_size) {
+  return world_size <= 1 ? path : absl::StrCat(path, ".", rank);
 }
 
 void AddHistoryOptions(CLI::App& command, MapFormat& format,
@@ -294,6 +279,10 @@ void AddWorldOptions(CLI::App& command, WorldOptions& options) {
   options.launched_by_mpi = std::getenv("OMPI_COMM_WORLD_SIZE") != nullptr ||
                             std::getenv("PMIX_RANK") != nullptr;
   (void)absl::SimpleAtoi(FirstOf({"PMIX_RANK"}), &options.launched_rank);
+  if (options.launched_by_mpi) {
+    (void)absl::SimpleAtoi(FirstOf({"OMPI_COMM_WORLD_SIZE", "SLURM_NTASKS"}),
+                           &options.launched_ranks);
+  }
   options.epoch = EpochOfEnvironment();
 }
 
@@ -317,6 +306,7 @@ int RankOnHost() {
 }
 
 void AddJobOptions(CLI::App& command, JobOptions& options) {
+  options.command = &command;
   AddFlag(command, "--model", options.model_dir,
           "Directory of a Hugging Face model (config.json, *.safetensors, ...)")
       ->required()

@@ -9,6 +9,7 @@
 #include "absl/status/status.h"
 #include "comm/token_exchange.h"
 #include "experts/history.h"
+#include "launcher/output_files.h"
 #include "launcher/prompts.h"
 #include "runtime/kernels/activation.h"
 #include "runtime/kernels/cpu_path.h"
@@ -20,19 +21,6 @@ class App;
 
 namespace portolan {
 
-// Looks before a long wait whether a file can be written at its end; an empty
-// path is a file that nobody asked for.
-// Errors: kNotFound, kPermissionDenied naming flag and path.
-absl::Status CheckCanWrite(std::string_view flag, const std::string& path);
-
-// A file that a flag names to be written; an empty path is none.
-struct WrittenFile {
-  std::string_view flag;
-  std::string path;
-};
-// Errors: as above, and kInvalidArgument naming the flags that share a file.
-absl::Status CheckCanWrite(const std::vector<WrittenFile>& files);
-
 // Which ranks there are and how they talk.
 struct WorldOptions {
   int ranks = 0;  // > 0: that many ranks as threads of this process
@@ -41,6 +29,7 @@ struct WorldOptions {
   double start_timeout_s = 300;
   bool launched_by_mpi = false;  // by mpirun or srun, as the environment says
   int launched_rank = -1;        // as it says; -1: it does not
+  int launched_ranks = 0;        // as it says; 0: it does not
   // Tells this start of the job from all others: 48 bits for the job as the
   // environment names it, then 16 that rise with every restart.
   uint64_t epoch = 0;
@@ -106,12 +95,20 @@ struct JobOptions : WorldOptions {
   std::string fault;
   int32_t odd_rank = -1;
 
+  const CLI::App* command = nullptr;   // whose flags these are
+  std::vector<NamedFile> input_files;  // beside those of model and config
+
   // Errors: kInvalidArgument naming the flag; as CheckCanWrite().
   absl::Status Validate() const;
-  std::vector<WrittenFile> WrittenFiles() const;
+  // The ranks' own files are there by the names that they get.
+  std::vector<NamedFile> WrittenFiles() const;
+  std::vector<NamedFile> ReadFiles() const;
   // All but the world and the files to write, which `plan` has not.
   absl::Status ValidateJob() const;
 };
+
+// `path`, or where there are several ranks one file for each of them.
+std::string FileOfRank(const std::string& path, int rank, int world_size);
 
 // --history-format and --history-capacity.
 void AddHistoryOptions(CLI::App& command, MapFormat& format, int32_t& capacity);

@@ -69,12 +69,6 @@ absl::StatusOr<absl::Duration> ExpertLoadTime(const JobOptions& options,
   return std::min(time, absl::Microseconds(kMostLoadUs));
 }
 
-// `path`, or where there are several ranks one file for each of them.
-std::string FileOfRank(const std::string& path, const Transport& transport) {
-  if (transport.world_size() == 1) return path;
-  return absl::StrCat(path, ".", ToIndex(transport.rank()));
-}
-
 }  // namespace
 
 PackIdentity PackIdentityOf(const Model& model, WeightFormat format) {
@@ -259,7 +253,8 @@ absl::Status RankRuntime::WireTrace() {
   header.model = options_.model_dir;
   header.policy = options_.policy;
   const int rank = ToIndex(transport_.rank());
-  const std::string path = FileOfRank(options_.trace_file, transport_);
+  const std::string path =
+      FileOfRank(options_.trace_file, rank, transport_.world_size());
   PORTOLAN_ASSIGN_OR_RETURN(std::unique_ptr<TraceWriter> writer,
                             TraceWriter::Create(path, header));
   trace_ = std::make_unique<TraceRecorder>(
@@ -275,8 +270,9 @@ absl::Status RankRuntime::WireTrace() {
 
 absl::Status RankRuntime::SaveProfile() const {
   if (profile_ == nullptr) return absl::OkStatus();
-  return profile_->WriteTrace(FileOfRank(options_.profile_file, transport_),
-                              ToIndex(transport_.rank()));
+  const int rank = ToIndex(transport_.rank());
+  return profile_->WriteTrace(
+      FileOfRank(options_.profile_file, rank, transport_.world_size()), rank);
 }
 
 std::vector<PredictionMetrics> RankRuntime::predictions() const {

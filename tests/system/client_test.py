@@ -293,6 +293,13 @@ class BatchTest(ClientCase):
             self.assertIn(wanted, self.batch(code=1).stderr)
         self.assertEqual(self.server.calls, [])
 
+    def test_results_are_never_written_over_the_requests(self):
+        self.input.write_text(line("a"))
+        os.link(self.input, self.output)
+        self.assertIn("--output: cannot write", self.batch(code=1).stderr)
+        self.assertEqual(self.input.read_text(), line("a"))
+        self.assertEqual(self.server.calls, [])
+
     def test_the_same_command_again_goes_on(self):
         self.input.write_text("".join(line(f"c{n}") for n in range(6)))
         # Three results are there; the last one was cut by a crash, one failed.

@@ -223,6 +223,59 @@ class HostileTest(unittest.TestCase):
             self.refuses_prompt([one, file, other, again], one, other, "file")
         self.assertFalse(file.exists())
 
+    def refuses_to_overwrite(self, arguments, flag, path, *wanted):
+        before = path.read_bytes()
+        self.refuses(arguments, f"{flag}: cannot write", str(path), *wanted)
+        self.assertEqual(path.read_bytes(), before)
+
+    def test_no_flag_writes_over_a_file_that_is_read(self):
+        prompts = self.directory / "prompts.jsonl.0"
+        prompts.write_text('{"prompt":"a"}\n')
+        link = self.directory / "another name"
+        os.link(prompts, link)
+        config = self.directory / "config.toml"
+        config.write_text("[generate]\nmax-tokens = 1\n")
+        one = self.generate("--prompts", prompts)
+        for flag in ("--stats", "--trace", "--profile", "--history"):
+            for path in (prompts, link):
+                self.refuses_to_overwrite([*one, flag, path], flag, path,
+                                          "which --prompts reads")
+        self.refuses_to_overwrite(
+            [*one, "--ranks", "2", "--trace", prompts.with_suffix("")],
+            "--trace", prompts, "which --prompts reads")
+        self.refuses_to_overwrite(
+            [*one, "--config", config, "--stats", config], "--stats", config,
+            "which --config reads")
+        self.refuses_to_overwrite(
+            ["bench", "perplexity", "--model", portolan.MODEL, "--text",
+             prompts, "--profile", prompts], "--profile", prompts,
+            "which --text reads")
+        self.refuses_to_overwrite(
+            ["bench", "serve", "--closed", "1", "--prompts", prompts,
+             "--records", link], "--records", link, "which --prompts reads")
+
+    def test_no_flag_writes_over_a_file_of_the_model(self):
+        with self.broken_model() as model:
+            packs = self.directory / "packs"
+            packs.mkdir()
+            done = run(["pack", "--model", model, "--pack-dir", packs])
+            self.assertEqual(done.returncode, 0, done.stderr)
+            pack, = packs.iterdir()
+            one = self.generate("--prompt", "a", "--pack-dir", packs,
+                                model=model)
+            for name in ("model.safetensors", "config.json",
+                         "generation_config.json", "tokenizer.json"):
+                for flag in ("--trace", "--history"):
+                    self.refuses_to_overwrite([*one, flag, model / name],
+                                              flag, model / name,
+                                              "which --model reads")
+            self.refuses_to_overwrite([*one, "--stats", pack], "--stats",
+                                      pack, "which --pack-dir reads")
+            # Files of one's own may lie there.
+            for _ in range(2):
+                done = run([*one, "--stats", model / "stats.json"])
+                self.assertEqual(done.returncode, 0, done.stderr)
+
     def test_prompt_files_name_line_and_field(self):
         self.refuses_file("", "no prompt")
         self.refuses_file("\n\n", "no prompt")
