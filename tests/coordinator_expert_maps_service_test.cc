@@ -191,6 +191,32 @@ TEST(ExpertMapsServiceTest, RowsOutliveTheServerAndVersionsOnlyRise) {
   EXPECT_GT(after.version(), before.version());
 }
 
+TEST(ExpertMapsServiceTest, ALoweredCapacityHoldsFromTheStartOnDiskToo) {
+  const std::string path =
+      (std::filesystem::path(testing::TempDir()) / "lowered.db").string();
+  std::filesystem::remove(path);
+  {
+    Server server({.database = path});
+    for (int i = 0; i < 5; ++i) {
+      ASSERT_TRUE(
+          server.Append(Key(1, static_cast<float>(i)), absl::StrCat(i)).ok());
+    }
+  }
+  {
+    Server server({.store = {.max_rows = 2}, .database = path});
+    Follower follower(server, 0);
+    ASSERT_TRUE(follower.Sync());
+    EXPECT_EQ(follower.maps(), (std::set<std::string>{"3", "4"}));
+    EXPECT_EQ(server.service().stats().stores.at(0).rows, 2u);
+  }
+
+  std::string notice;
+  const auto kept =
+      SharedMapsDatabase::Open(path, notice).value()->Load().value();
+  EXPECT_EQ(kept.size(), 2u);
+  EXPECT_EQ(notice, "");
+}
+
 TEST(ExpertMapsServiceTest, BadCallsAreRefusedByField) {
   Server server({.max_stores = 1});
   ASSERT_TRUE(server.Append(Key(1, 0), "a").ok());

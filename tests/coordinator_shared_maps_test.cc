@@ -102,6 +102,24 @@ TEST(SharedMapsTest, BytesAreBoundedToo) {
   EXPECT_GE(maps.size(), 9u);
 }
 
+TEST(SharedMapsTest, RestoredRowsBeyondTheCapacityGoTheLeastUsefulFirst) {
+  SharedMaps rows({.max_rows = 2}, 10);
+  SharedMaps bytes({.max_rows = 100, .max_bytes = 10}, 10);
+  for (SharedMaps* maps : {&rows, &bytes}) {
+    maps->Restore({.id = 1, .key = Key({1, 0}), .map = "a", .usefulness = 2});
+    maps->Restore({.id = 2, .key = Key({0, 1}), .map = "b"});
+    maps->Restore({.id = 3, .key = Key({1, 1}), .map = "c", .usefulness = 1});
+    maps->Restore({.id = 4, .key = Key({1, 2}), .map = "d", .usefulness = 1});
+    const uint64_t version = maps->version();
+
+    maps->Trim();
+
+    EXPECT_EQ(IdsOf(*maps), (std::set<uint64_t>{1, 4}));
+    EXPECT_EQ(maps->bytes(), 10u);
+    EXPECT_EQ(maps->Since(version).removed, (std::vector<uint64_t>{2, 3}));
+  }
+}
+
 TEST(SharedMapsTest, BadRowsAreRefusedByFieldAndChangeNothing) {
   SharedMaps maps({}, 1);
   Add(maps, Key({1, 0}), "a");

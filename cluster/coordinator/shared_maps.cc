@@ -116,13 +116,10 @@ absl::StatusOr<SharedMaps::Change> SharedMaps::Append(
     if (hashes_.contains(newcomer.hash)) continue;
     ++change.kept;
     const size_t size = newcomer.row.key.size() + newcomer.row.map.size();
-    while (!rows_.empty() && (rows_.size() >= options_.max_rows ||
-                              bytes_ + size > options_.max_bytes)) {
+    while (IsFull(1, size)) {
       const uint64_t victim = ChooseRedundant(newcomer);
-      Remove(victim);
+      GiveUp(victim);
       change.removed.push_back(victim);
-      ++version_;
-      Log(victim, /*added=*/false);
     }
     for (auto& [id, entry] : rows_) entry.row.usefulness *= kFading;
     newcomer.row.id = ++version_;
@@ -131,6 +128,22 @@ absl::StatusOr<SharedMaps::Change> SharedMaps::Append(
     Insert(std::move(newcomer));
   }
   return change;
+}
+
+void SharedMaps::Trim() {
+  std::vector<std::pair<float, uint64_t>> by_use;
+  by_use.reserve(rows_.size());
+  for (const auto& [id, entry] : rows_) {
+    by_use.emplace_back(entry.row.usefulness, id);
+  }
+  std::ranges::sort(by_use);
+  for (auto next = by_use.begin(); IsFull(0, 0); ++next) GiveUp(next->second);
+}
+
+// Whether so much more does not fit beside what is here.
+bool SharedMaps::IsFull(size_t more_rows, size_t more_bytes) const {
+  return !rows_.empty() && (rows_.size() + more_rows > options_.max_rows ||
+                            bytes_ + more_bytes > options_.max_bytes);
 }
 
 void SharedMaps::Insert(Entry entry) {
@@ -146,6 +159,12 @@ void SharedMaps::Remove(uint64_t id) {
   bytes_ -= entry.row.key.size() + entry.row.map.size();
   hashes_.erase(entry.hash);
   rows_.erase(found);
+}
+
+void SharedMaps::GiveUp(uint64_t id) {
+  Remove(id);
+  ++version_;
+  Log(id, /*added=*/false);
 }
 
 // Ties go to the older row.

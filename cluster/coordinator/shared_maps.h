@@ -44,7 +44,8 @@ class SharedMaps {
   SharedMaps(const Options& options, uint64_t version)
       : options_(options), version_(version), log_begin_(version) {}
 
-  // Puts back a row of an earlier life, before anything else.
+  // Puts back a row of an earlier life, before anything else. A row whose key
+  // is not as long as those here is left out.
   void Restore(Row row);
 
   struct Change {
@@ -59,6 +60,10 @@ class SharedMaps {
   // than those kept, and for a map that is too large.
   absl::StatusOr<Change> Append(std::span<const NewRow> rows,
                                 std::span<const uint64_t> useful_ids);
+
+  // Gives up rows beyond the capacity, which may be less than in the life that
+  // they were restored from: those that helped least, of equal ones the older.
+  void Trim();
 
   // What a follower at `version` lacks. A snapshot if the log does not reach
   // back so far, or if it knows a version that is not ours.
@@ -92,6 +97,8 @@ class SharedMaps {
   absl::StatusOr<std::vector<float>> ParseKey(std::string_view key) const;
   void Insert(Entry entry);
   void Remove(uint64_t id);
+  void GiveUp(uint64_t id);
+  bool IsFull(size_t more_rows, size_t more_bytes) const;
   uint64_t ChooseRedundant(const Entry& newcomer) const;
   void Log(uint64_t id, bool added);
 

@@ -190,19 +190,28 @@ absl::Status ExpertMapsService::LoadDatabase(std::string& notice) {
   PORTOLAN_ASSIGN_OR_RETURN(
       database_, SharedMapsDatabase::Open(options_.database, notice));
   PORTOLAN_ASSIGN_OR_RETURN(auto rows, database_->Load());
-  std::map<SharedMapsKey, uint64_t> last;
-  for (const auto& stored : rows) {
-    uint64_t& id = last[stored.store];
-    id = std::max(id, stored.row.id);
-  }
+  std::map<SharedMapsKey, std::vector<uint64_t>> ids;
+  for (const auto& stored : rows) ids[stored.store].push_back(stored.row.id);
   MutexLock lock(mu_);
-  for (const auto& [key, id] : last) {
-    const uint64_t life = id / kVersionsPerLife + 1;
+  for (const auto& [key, rising] : ids) {
+    const uint64_t life = rising.back() / kVersionsPerLife + 1;
     stores_[key].maps =
         std::make_unique<SharedMaps>(options_.store, life * kVersionsPerLife);
   }
   for (auto& stored : rows) {
     stores_[stored.store].maps->Restore(std::move(stored.row));
+  }
+  for (auto& [key, store] : stores_) {
+    store.maps->Trim();
+    std::erase_if(ids[key], [&store](uint64_t id) {
+      return store.maps->Find(id) != nullptr;
+    });
+    if (ids[key].empty()) continue;
+    const absl::Status removed = database_->Apply(key, {}, ids[key]);
+    if (removed.ok()) continue;
+    notice = absl::StrCat(
+        options_.database, " keeps ", ids[key].size(),
+        " expert maps too many until the next start: ", removed.message());
   }
   PublishStats();
   return absl::OkStatus();
