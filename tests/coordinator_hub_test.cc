@@ -16,6 +16,9 @@
 namespace portolan {
 namespace {
 
+using ::testing::HasSubstr;
+using ::testing::Not;
+
 // Streams without gRPC, so that all of it runs under ThreadSanitizer: what is
 // sent is written at once, by another thread's leave.
 class FakeClient : public ClientStream {
@@ -173,6 +176,25 @@ class RequestHubTest : public ::testing::Test {
     return result;
   }
 
+  absl::StatusOr<v1::Stats> Call(
+      void (RequestHub::*function)(RequestHub::Reply<v1::Stats>)) {
+    absl::StatusOr<v1::Stats> result = absl::UnknownError("no reply");
+    std::latch replied(1);
+    ((*hub_).*function)([&](absl::StatusOr<v1::Stats> reply) {
+      result = std::move(reply);
+      replied.count_down();
+    });
+    replied.wait();
+    return result;
+  }
+  // With all that was posted before: the second call comes after the turn of
+  // the first one.
+  std::string MetricsOfNow() {
+    EXPECT_TRUE(Call(&RequestHub::GetStats).ok());
+    EXPECT_TRUE(Call(&RequestHub::GetStats).ok());
+    return telemetry_.MetricsText();
+  }
+
   std::filesystem::path dir_;
   std::atomic<bool> stalled_ = false;
   std::latch go_on_{1};
@@ -203,6 +225,21 @@ TEST_F(RequestHubTest, ManyClientsGetTheirTokensOnceAndInOrder) {
     });
   }
   for (std::thread& thread : threads) thread.join();
+}
+
+TEST_F(RequestHubTest, WhatIsServedIsNoLongerOfAnUnknownModel) {
+  const auto client = std::make_shared<FakeClient>(*hub_);
+  hub_->Generate({}, Request(3), client);
+  EXPECT_THAT(MetricsOfNow(),
+              HasSubstr("requests_waiting{model_name=\"unknown\"} 1"));
+
+  Attach();
+  ASSERT_TRUE(client->WaitForEnd().ok());
+
+  const std::string text = MetricsOfNow();
+  EXPECT_THAT(text,
+              HasSubstr("generation_tokens_total{model_name=\"tiny\"} 3"));
+  EXPECT_THAT(text, Not(HasSubstr("unknown")));
 }
 
 TEST_F(RequestHubTest, AnEndedRequestIsReadBackFromTheStore) {
@@ -248,13 +285,7 @@ TEST_F(RequestHubTest, StatsAndMetricsCountTheSameRefusals) {
   hub_->Drain();
   EXPECT_FALSE(Call(&RequestHub::Submit, Request(1)).ok());
 
-  absl::StatusOr<v1::Stats> stats = absl::UnknownError("no reply");
-  std::latch replied(1);
-  hub_->GetStats([&](absl::StatusOr<v1::Stats> reply) {
-    stats = std::move(reply);
-    replied.count_down();
-  });
-  replied.wait();
+  const absl::StatusOr<v1::Stats> stats = Call(&RequestHub::GetStats);
   ASSERT_TRUE(stats.ok());
   EXPECT_EQ(stats->rejected(), 7u);
   for (const char* line : {
@@ -263,9 +294,9 @@ TEST_F(RequestHubTest, StatsAndMetricsCountTheSameRefusals) {
            "{code=\"ALREADY_EXISTS\",model_name=\"tiny\"} 2",
            "{code=\"UNAVAILABLE\",model_name=\"tiny\"} 1",
        }) {
-    EXPECT_THAT(telemetry_.MetricsText(),
-                ::testing::HasSubstr(
-                    absl::StrCat("portolan_admission_rejections_total", line)));
+    EXPECT_THAT(
+        telemetry_.MetricsText(),
+        HasSubstr(absl::StrCat("portolan_admission_rejections_total", line)));
   }
 }
 

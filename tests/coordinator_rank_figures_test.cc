@@ -98,6 +98,26 @@ TEST_F(RankFiguresTest, ARankThatIsGoneHoldsNothing) {
   EXPECT_THAT(Text(), HasSubstr("kv_cache_usage_perc{"));
 }
 
+TEST_F(RankFiguresTest, TokensOfARankThatIsGoneAreToldForAWhile) {
+  const absl::Time start = absl::UnixEpoch();
+  const std::string series =
+      "portolan_rank_tokens_total{job=\"job\",model_name=\"tiny\",rank=\"0\"} ";
+  figures_.Attach(Rank(0), {});
+  figures_.CountTokens(Rank(0), 5, start);
+  figures_.CountTokens(Rank(0), 2, start);
+  figures_.Expire(start + absl::Hours(24));
+  EXPECT_THAT(Text(), HasSubstr(series + "7")) << "it is attached";
+
+  figures_.Attach(Rank(0, 2), {});  // a new process of the job
+  figures_.CountTokens(Rank(0, 2), 3, start + absl::Hours(24));
+  figures_.Forget("job", 0);
+  const absl::Time end = start + absl::Hours(24) + RankFigures::kLinger;
+  figures_.Expire(end - absl::Seconds(1));
+  EXPECT_THAT(Text(), HasSubstr(series + "10"));
+  figures_.Expire(end);
+  EXPECT_THAT(Text(), Not(HasSubstr("portolan_rank_tokens_total{")));
+}
+
 TEST_F(RankFiguresTest, ARankThatIsGoneIsNoLoadToCompareWith) {
   figures_.Update(Rank(0), Load(30));
   figures_.Update(Rank(1), Load(10));

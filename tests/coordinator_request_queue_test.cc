@@ -558,6 +558,31 @@ TEST_F(RequestQueueTest, SpellingsOfOneModelShareAFlow) {
   EXPECT_EQ(queue_.Position(2), 1);
 }
 
+TEST_F(RequestQueueTest, TheRankTellsTheModelOfARequestThatNamesNone) {
+  ASSERT_TRUE(queue_.Admit(Request(1), now_).status.ok());
+  EXPECT_EQ(queue_.loads().at("").queued, 1);
+
+  Attach(1, Rank());
+  Schedule();
+
+  EXPECT_EQ(queue_.Find(1)->label, "tiny");
+  EXPECT_EQ(queue_.loads().at("tiny").running, 1);
+  EXPECT_FALSE(queue_.loads().contains(""));
+}
+
+TEST_F(RequestQueueTest, LoadIsToldOfModelsThatAreServedOrWaitedFor) {
+  QueuedRequest other = Request(1);
+  other.model = "other";
+  ASSERT_TRUE(queue_.Admit(other, now_).status.ok());
+  Attach(1, Rank());
+  EXPECT_EQ(queue_.loads().size(), 2u);
+
+  Kill(1);
+  EXPECT_FALSE(queue_.loads().contains("tiny"));
+  queue_.Withdraw(1);
+  EXPECT_TRUE(queue_.loads().empty());
+}
+
 // Random events, and after each one: every request is in one place.
 TEST_F(RequestQueueTest, KeepsCountUnderRandomEvents) {
   RequestQueue queue({.max_queued_requests = 20, .max_attempts = 2});

@@ -13,6 +13,7 @@ namespace portolan {
 namespace {
 
 using ::testing::HasSubstr;
+using ::testing::Not;
 using ::testing::SizeIs;
 
 StoredRequest DoneRequest() {
@@ -37,7 +38,6 @@ StoredRequest DoneRequest() {
 TEST(TelemetryTest, CarriesTheStemsAndBucketsOfVllm) {
   Telemetry telemetry(nullptr);
   const StoredRequest request = DoneRequest();
-  telemetry.Accepted(request);
   telemetry.FirstToken(request, request.first_token);
   telemetry.Tokens(request, {.job = "job", .rank = 3, .model_name = "tiny"}, 9,
                    absl::Milliseconds(90));
@@ -76,6 +76,24 @@ TEST(TelemetryTest, CarriesTheStemsAndBucketsOfVllm) {
        }) {
     EXPECT_THAT(text, HasSubstr(line));
   }
+}
+
+TEST(TelemetryTest, SeriesEndWithTheModelsAndRanksThatTheyAreOf) {
+  absl::Time now = absl::UnixEpoch();
+  Telemetry telemetry(nullptr, [&now] { return now; });
+  const RankIdentity rank = {.job = "job", .rank = 3, .model_name = "tiny"};
+  telemetry.Load({{"tiny", {}}, {"", {.queued = 1}}}, 1);
+  telemetry.Tokens(DoneRequest(), rank, 9, absl::ZeroDuration());
+  EXPECT_THAT(telemetry.MetricsText(), HasSubstr("\"unknown\""));
+  EXPECT_THAT(telemetry.MetricsText(), HasSubstr("rank_tokens_total{"));
+
+  telemetry.Load({{"tiny", {}}}, 1);
+  now += RankFigures::kLinger;
+
+  const std::string text = telemetry.MetricsText();
+  EXPECT_THAT(text, HasSubstr("requests_waiting{model_name=\"tiny\"} 0"));
+  EXPECT_THAT(text, Not(HasSubstr("\"unknown\"")));
+  EXPECT_THAT(text, Not(HasSubstr("rank_tokens_total{")));
 }
 
 TEST(TelemetryTest, WritesOneJsonObjectALine) {

@@ -258,7 +258,6 @@ void RequestHub::InsertDone(int64_t seq, absl::Status status,
   if (status.ok() && !existing) {
     tracked.durable = true;
     totals_.set_accepted(totals_.accepted() + 1);
-    telemetry_.Accepted(tracked.stored);
     reply(seq, false);
     Publish(tracked);
     return;

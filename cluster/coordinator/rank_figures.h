@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/time/time.h"
 #include "proto/control.pb.h"
 
 namespace portolan {
@@ -22,18 +23,25 @@ struct RankIdentity {
 };
 
 // Makes series of what ranks count: by model, sums over its ranks in all jobs,
-// whose counters go on when a rank begins anew; and gauges of ranks and jobs,
-// as long as they are attached. Thread-compatible.
+// whose counters go on when a rank begins anew; gauges of ranks and jobs, as
+// long as they are attached; and the tokens of each rank, a counter that stays
+// for kLinger after the last one, so that it is scraped. Thread-compatible.
 class RankFigures {
  public:
+  static constexpr absl::Duration kLinger = absl::Minutes(15);
+
   // `registry` must outlive it.
   explicit RankFigures(prometheus::Registry& registry) : registry_(registry) {}
 
   void Attach(const RankIdentity& rank, const v1::Capacity& capacity);
   // The figures of an attached rank's heartbeat. A process begins at 0.
   void Update(const RankIdentity& rank, const v1::RankMetrics& metrics);
-  // Its gauges end; what it counted stays.
+  // Tokens that were taken from it.
+  void CountTokens(const RankIdentity& rank, int64_t count, absl::Time now);
+  // Its gauges end; what its model counts stays.
   void Forget(const std::string& job, int rank);
+  // Ends the series of ranks that are gone, once they have lingered.
+  void Expire(absl::Time now);
 
  private:
   using Labels = std::map<std::string, std::string>;
@@ -63,6 +71,8 @@ class RankFigures {
   prometheus::Registry& registry_;
   std::map<Key, Last> ranks_;
   std::vector<Key> gone_;  // oldest first
+  // By rank and name of its model: when its series counted last.
+  std::map<std::pair<Key, std::string>, absl::Time> tokens_;
   // The buckets of a series are those of the first rank that told any.
   std::map<std::pair<std::string, std::string>, std::vector<double>> bounds_;
 };

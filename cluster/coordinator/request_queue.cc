@@ -190,7 +190,7 @@ void RequestQueue::Insert(Entry entry) {
   PORTOLAN_CHECK(inserted);
   if (it->second.request.state == RequestState::kRunning) {
     ++num_running_;
-    ++loads_[it->second.request.model_label()].running;
+    CountLoad(it->second.request, 0, 1);
     SetTimer(it->second);
   } else {
     Enqueue(it->second);
@@ -200,12 +200,32 @@ void RequestQueue::Insert(Entry entry) {
 void RequestQueue::Enqueue(Entry& entry) {
   const QueuedRequest& request = entry.request;
   if (request.attempt == 0) {
-    fresh_.Push(FlowOf(request), {request.seq, request.cost()});
+    entry.flow = FlowOf(request);
+    fresh_.Push(entry.flow, {request.seq, request.cost()});
   } else {
     resumed_.insert(request.seq);
   }
-  ++loads_[request.model_label()].queued;
+  CountLoad(request, 1, 0);
   SetTimer(entry);
+}
+
+void RequestQueue::CountLoad(const QueuedRequest& request, int64_t queued,
+                             int64_t running) {
+  ModelLoad& load = loads_[request.model_label()];
+  load.queued += queued;
+  load.running += running;
+  ForgetIdleLoad(request.model_label());
+}
+
+void RequestQueue::ForgetIdleLoad(const std::string& model) {
+  const auto load = loads_.find(model);
+  if (load == loads_.end() || load->second.queued + load->second.running > 0) {
+    return;
+  }
+  const bool served = std::ranges::any_of(ranks_, [&](const auto& entry) {
+    return entry.second.registered && entry.second.info.model_name == model;
+  });
+  if (!served) loads_.erase(load);
 }
 
 void RequestQueue::SetTimer(Entry& entry) {
@@ -222,20 +242,17 @@ void RequestQueue::SetTimer(Entry& entry) {
 void RequestQueue::Erase(std::map<int64_t, Entry>::iterator it, bool refund) {
   const Entry& entry = it->second;
   const QueuedRequest& request = entry.request;
-  ModelLoad& load = loads_[request.model_label()];
   if (request.state == RequestState::kRunning) {
     --num_running_;
-    --load.running;
+    CountLoad(request, 0, -1);
     const auto rank = ranks_.find({request.job, request.rank});
     if (rank != ranks_.end()) rank->second.running.erase(request.seq);
   } else {
-    --load.queued;
-    if (!fresh_.Remove(FlowOf(request), request.seq)) {
-      resumed_.erase(request.seq);
-    }
+    CountLoad(request, -1, 0);
+    if (!fresh_.Remove(entry.flow, request.seq)) resumed_.erase(request.seq);
   }
   if (refund) {
-    fresh_.Refund(FlowOf(request), request.max_tokens - request.num_tokens);
+    fresh_.Refund(entry.flow, request.max_tokens - request.num_tokens);
   }
   timers_.erase({entry.timer, request.seq});
   const auto usage = usage_.find(request.client);
@@ -277,13 +294,16 @@ void RequestQueue::Detach(int64_t seq, absl::Time deadline) {
   if (it == entries_.end()) return;
   Entry& entry = it->second;
   QueuedRequest& request = entry.request;
-  const bool fresh = fresh_.Remove(FlowOf(request), seq);
+  const bool fresh = fresh_.Remove(entry.flow, seq);
   request.detached = true;
   request.deadline = deadline;
   entry.alone_until = absl::InfiniteFuture();
   entry.queued_until = absl::InfiniteFuture();
   entry.assign_by = absl::InfiniteFuture();
-  if (fresh) fresh_.Push(FlowOf(request), {seq, request.cost()});
+  if (fresh) {
+    entry.flow = FlowOf(request);
+    fresh_.Push(entry.flow, {seq, request.cost()});
+  }
   SetTimer(entry);
 }
 

@@ -62,7 +62,8 @@ struct QueuedRequest {
   bool detached = false;
   std::string model = {};  // name or fingerprint; empty: any
   // The name of that model, however it was asked for: for flows and metrics.
-  // Empty: `model`. Not stored.
+  // Empty: `model`; where any would do, the rank that gets it tells which it
+  // is. Not stored.
   std::string label = {};
   int64_t prompt_tokens = 1;
   int64_t max_tokens = 1;
@@ -246,7 +247,7 @@ class RequestQueue {
     int64_t queued = 0;
     int64_t running = 0;
   };
-  // By label of the model, of all that were ever asked for.
+  // By label of the model: of those that requests wait for or that ranks serve.
   const std::map<std::string, ModelLoad>& loads() const { return loads_; }
   int64_t num_attached() const {
     return static_cast<int64_t>(sessions_.size());
@@ -274,6 +275,7 @@ class RequestQueue {
   using RankKey = std::pair<std::string, int>;
   struct Entry {
     QueuedRequest request;
+    std::string flow = {};  // that it waits in, or waited; empty: in none
     int num_watchers = 0;
     int num_unheard = 0;  // assignments in a row that broke the stream
     absl::Time alone_until = absl::InfiniteFuture();
@@ -307,6 +309,8 @@ class RequestQueue {
   Refusal CheckWait(const QueuedRequest& request, absl::Time now) const;
   void Insert(Entry entry);
   void Enqueue(Entry& entry);
+  void CountLoad(const QueuedRequest& request, int64_t queued, int64_t running);
+  void ForgetIdleLoad(const std::string& model);
   void SetTimer(Entry& entry);
   void Erase(std::map<int64_t, Entry>::iterator entry, bool refund);
   void End(int64_t seq, RequestState state, absl::Status status,

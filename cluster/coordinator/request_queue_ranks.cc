@@ -44,6 +44,7 @@ absl::StatusOr<std::vector<ResumePoint>> RequestQueue::Register(
     out.lost_sessions.push_back(rank.session);
     sessions_.erase(rank.session);
   }
+  const std::string before = rank.info.model_name;
   rank.info = registration;
   rank.info.held.clear();
   const std::set<int64_t> unheard = TakeUnheard(rank);
@@ -54,6 +55,8 @@ absl::StatusOr<std::vector<ResumePoint>> RequestQueue::Register(
   rank.room = {.free_sequences = registration.max_sequences,
                .free_kv_tokens = registration.kv_tokens};
   sessions_[session] = {registration.job, registration.rank};
+  loads_.try_emplace(registration.model_name);
+  ForgetIdleLoad(before);
 
   std::vector<ResumePoint> points;
   for (const HeldRequest& held : registration.held) {
@@ -174,7 +177,7 @@ void RequestQueue::Requeue(int64_t seq, bool died, QueueActions& out) {
     return;
   }
   --num_running_;
-  --loads_[request.model_label()].running;
+  CountLoad(request, 0, -1);
   request.state = RequestState::kQueued;
   request.job.clear();
   request.rank = -1;
@@ -191,7 +194,9 @@ void RequestQueue::Bury(std::map<RankKey, RankState>::iterator rank, bool died,
   sessions_.erase(rank->second.session);
   rank->second.session = 0;
   for (const int64_t seq : orphans) Requeue(seq, died, out);
+  const std::string model = rank->second.info.model_name;
   ranks_.erase(rank);
+  ForgetIdleLoad(model);
 }
 
 void RequestQueue::Heartbeat(uint64_t session, const RankRoom& room,
@@ -340,9 +345,9 @@ void RequestQueue::Assign(Entry& entry, RankState& rank, QueueActions& out) {
   request.numerics_id = rank.info.numerics_id;
   rank.running.emplace(request.seq, ++rank.serial);
   ++num_running_;
-  ModelLoad& load = loads_[request.model_label()];
-  ++load.running;
-  --load.queued;
+  CountLoad(request, -1, 0);
+  if (request.label.empty()) request.label = rank.info.model_name;
+  CountLoad(request, 0, 1);
   SetTimer(entry);
   // What has waited here waits on there, for a slot.
   out.assign.push_back(

@@ -7,6 +7,7 @@
 #include <prometheus/registry.h>
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -20,6 +21,7 @@
 #include "cluster/coordinator/request_queue.h"
 #include "cluster/coordinator/request_store.h"
 #include "runtime/base/mutex.h"
+#include "runtime/base/steady_now.h"
 
 namespace portolan {
 
@@ -31,10 +33,10 @@ RankIdentity IdentityOf(const v1::Register& rank);
 // Thread-safe.
 class Telemetry {
  public:
-  // `log` may be null: no lines.
-  explicit Telemetry(std::unique_ptr<EventLog> log);
+  // `log` may be null: no lines. `now`: a steady clock.
+  explicit Telemetry(std::unique_ptr<EventLog> log,
+                     std::function<absl::Time()> now = &SteadyNow);
 
-  void Accepted(const StoredRequest& request);
   // `model`: one that is known, or "unknown".
   void Rejected(std::string_view client, std::string_view x_request_id,
                 std::string_view model, const absl::Status& status);
@@ -42,14 +44,14 @@ class Telemetry {
   void FirstToken(const StoredRequest& request, absl::Time now);
   // `gap`: since the tokens before; zero for the first ones.
   void Tokens(const StoredRequest& request, const RankIdentity& rank,
-              int64_t count, absl::Duration gap);
+              int64_t count, absl::Duration gap) ABSL_LOCKS_EXCLUDED(mu_);
   void RankCounted(const RankIdentity& rank, const v1::RankMetrics& metrics)
       ABSL_LOCKS_EXCLUDED(mu_);
   void RankAttached(const v1::Register& rank) ABSL_LOCKS_EXCLUDED(mu_);
   // `replaced`: another stream of the same rank is open.
   void RankEnded(const RankIdentity& rank, bool replaced,
                  const absl::Status& status) ABSL_LOCKS_EXCLUDED(mu_);
-  // On one thread only.
+  // The series of models that are not there (any more) end. On one thread only.
   void Load(const std::map<std::string, RequestQueue::ModelLoad>& by_model,
             int64_t ranks);
   // Rows that are kept of a model and row format.
@@ -65,7 +67,7 @@ class Telemetry {
                std::string_view message) ABSL_LOCKS_EXCLUDED(mu_);
 
   // The text of /metrics.
-  std::string MetricsText() const;
+  std::string MetricsText() ABSL_LOCKS_EXCLUDED(mu_);
 
  private:
   template <typename Metric>
@@ -81,12 +83,15 @@ class Telemetry {
   bool IsNews(std::string what) ABSL_LOCKS_EXCLUDED(mu_);
 
   const std::unique_ptr<EventLog> log_;
+  const std::function<absl::Time()> now_;
   prometheus::Registry registry_;
   struct LoadGauges {
     prometheus::Gauge* waiting;
     prometheus::Gauge* running;
   };
-  std::map<std::string, LoadGauges> load_;  // by model
+  std::map<std::string, LoadGauges> load_;  // by name of the model
+  prometheus::Family<prometheus::Gauge>& waiting_;
+  prometheus::Family<prometheus::Gauge>& running_;
   prometheus::Gauge& ranks_;
   Mutex mu_;
   RankFigures rank_figures_ ABSL_GUARDED_BY(mu_);
