@@ -28,9 +28,12 @@ class StoreThreadTest : public ::testing::Test {
   }
   ~StoreThreadTest() override { std::filesystem::remove_all(dir_); }
 
-  static StoredRequest Request(int64_t seq) {
+  static StoredRequest Request(int64_t seq, const char* id = "r",
+                               const char* key = "") {
     StoredRequest stored;
     stored.queued.seq = seq;
+    stored.id = id;
+    stored.request.set_idempotency_key(key);
     stored.created = absl::UnixEpoch();
     return stored;
   }
@@ -44,11 +47,12 @@ class StoreThreadTest : public ::testing::Test {
                        },
                    .done = [](absl::Status) {}});
   }
-  void Insert(int64_t seq, std::vector<std::string>& log) {
+  void Insert(int64_t seq, std::vector<std::string>& log,
+              const char* id = "r") {
     thread_->Post({.durability = StoreThread::Durability::kDisk,
                    .work =
-                       [seq](RequestStore& store) {
-                         return store.Insert(Request(seq)).status();
+                       [seq, id](RequestStore& store) {
+                         return store.Insert(Request(seq, id)).status();
                        },
                    .done =
                        [seq, &log](absl::Status status) {
@@ -78,13 +82,48 @@ TEST_F(StoreThreadTest, OnlyThePieceThatCannotBeDoneFails) {
   std::vector<std::string> log;
   Hold(open);
   Insert(1, log);
-  Insert(1, log);  // the same number again
+  Insert(1, log, "other");  // another one with the same number
   Insert(2, log);
 
   open.count_down();
   thread_->Stop();
 
   EXPECT_THAT(log, ElementsAre("1 ok", "1 failed", "2 ok"));
+}
+
+// The commit of the work itself is on disk; that of the thread fails then, for
+// there is no transaction any more, and all comes again.
+TEST_F(StoreThreadTest, ACommitThatReportsAnErrorAfterAllLosesNothing) {
+  for (const char* key : {"", "key"}) {
+    const int64_t seq = *key == '\0' ? 1 : 2;
+    int tries = 0;
+    std::latch done(1);
+    absl::Status inserted;
+    std::optional<StoredRequest> existing;
+    thread_->Post({.durability = StoreThread::Durability::kDisk,
+                   .work = [&](RequestStore& store) -> absl::Status {
+                     const auto found = store.Insert(Request(seq, "r", key));
+                     if (!found.ok()) return found.status();
+                     existing = *found;
+                     return tries++ == 0 ? store.Commit() : absl::OkStatus();
+                   },
+                   .done =
+                       [&](absl::Status status) {
+                         inserted = std::move(status);
+                         done.count_down();
+                       }});
+    done.wait();
+    EXPECT_EQ(tries, 2);
+    EXPECT_TRUE(inserted.ok()) << inserted;
+    EXPECT_FALSE(existing.has_value()) << "it is its own rival";
+  }
+  thread_->Stop();
+  thread_.reset();
+
+  auto store =
+      *RequestStore::Open({.path = (dir_ / "requests.sqlite").string()});
+  EXPECT_EQ(store->Unfinished()->size(), 2u);
+  EXPECT_EQ(store->Totals()->accepted, 2);
 }
 
 TEST_F(StoreThreadTest, TokensAreTriedAgainUntilTheDiskHasRoom) {

@@ -128,9 +128,7 @@ absl::StatusOr<std::optional<StoredRequest>> RequestStore::Insert(
       "traceparent, detached, model, seed, prompt_tokens, max_tokens, "
       "created_us, deadline_us, state, x_request_id) VALUES(?1, ?2, ?3, "
       "nullif(?4, ''), ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, nullif(?13, 0), ?14, "
-      "?15) "
-      "ON CONFLICT(client, idempotency_key) WHERE idempotency_key IS NOT NULL "
-      "DO NOTHING",
+      "?15) ON CONFLICT DO NOTHING",
       queued.seq, stored.id, queued.client, key, stored.request.custom_id(),
       stored.traceparent, int64_t{queued.detached}, queued.model,
       static_cast<int64_t>(stored.seed), queued.prompt_tokens,
@@ -139,12 +137,29 @@ absl::StatusOr<std::optional<StoredRequest>> RequestStore::Insert(
           ? int64_t{0}
           : absl::ToUnixMicros(queued.deadline),
       static_cast<int64_t>(queued.state), stored.x_request_id));
-  if (db_->num_changed() == 0) return FindByKey(queued.client, key);
+  if (db_->num_changed() == 0) return FindRival(stored);
   PORTOLAN_RETURN_IF_ERROR(
       db_->Run("INSERT INTO bodies(seq, request) VALUES(?1, ?2)", queued.seq,
                SqlBlob{request}));
   ++added_.accepted;
   return std::nullopt;
+}
+
+// What keeps `stored` from being added; nothing if that is itself.
+absl::StatusOr<std::optional<StoredRequest>> RequestStore::FindRival(
+    const StoredRequest& stored) {
+  const int64_t seq = stored.queued.seq;
+  PORTOLAN_ASSIGN_OR_RETURN(
+      const int64_t itself,
+      db_->Value("SELECT count(*) FROM requests WHERE seq = ?1 AND id = ?2",
+                 seq, stored.id));
+  if (itself > 0) return std::nullopt;
+  PORTOLAN_ASSIGN_OR_RETURN(
+      std::optional<StoredRequest> rival,
+      FindByKey(stored.queued.client, stored.request.idempotency_key()));
+  if (rival) return rival;
+  return absl::InternalError(
+      absl::StrCat("request ", seq, " in --data-dir is another one"));
 }
 
 absl::Status RequestStore::Save(const QueuedRequest& queued) {

@@ -78,8 +78,10 @@ class RequestStore {
 
   // kResourceExhausted if the disk has too little left for new requests.
   absl::Status CheckRoom() const;
-  // Returns nothing, or the request with the same client and idempotency key,
-  // and then adds nothing.
+  // Returns nothing, or another request with the same client and idempotency
+  // key, and then adds nothing. A request that is there already itself is not
+  // added again: a commit may have reached the disk and still have reported an
+  // error, after which the same comes anew.
   absl::StatusOr<std::optional<StoredRequest>> Insert(
       const StoredRequest& request);
   // State, attempt, deaths and rank; at the first assignment also its time and
@@ -131,6 +133,8 @@ class RequestStore {
  private:
   RequestStore(std::unique_ptr<SqliteDatabase> db, const StoreOptions& options)
       : options_(options), db_(std::move(db)) {}
+  absl::StatusOr<std::optional<StoredRequest>> FindRival(
+      const StoredRequest& stored);
   absl::StatusOr<StoredRequest> ReadRow(const SqliteQuery& row);
   absl::StatusOr<std::vector<StoredRequest>> ReadRows(SqliteQuery rows);
   static absl::StatusOr<StoredRequest> ReadSummary(const SqliteQuery& row);
