@@ -11,6 +11,7 @@ endfunction()
 
 if(PORTOLAN_GRPC)
   portolan_test(client_backoff_test portolan::client)
+  portolan_test(client_batch_test portolan::client)
   portolan_test(client_load_test portolan::client)
   portolan_test(client_transcript_test portolan::client)
 endif()

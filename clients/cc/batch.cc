@@ -31,6 +31,15 @@ absl::Status TakeBody(const Json& object, v1::GenerateRequest& request) {
   return absl::OkStatus();
 }
 
+// Fowler, Noll and Vo's hash, 64 bits.
+uint64_t Fnv1a(std::string_view text) {
+  uint64_t hash = 0xcbf29ce484222325;
+  for (const char c : text) {
+    hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001b3;
+  }
+  return hash;
+}
+
 std::string Dump(const OrderedJson& json) {
   return json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
 }
@@ -76,6 +85,22 @@ absl::StatusOr<BatchLine> ParseBatchLine(std::string_view line) {
   parsed.status = TakeBody(object, parsed.request);
   parsed.request.set_custom_id(parsed.custom_id);
   return parsed;
+}
+
+std::string BatchKey(std::string_view prefix, std::string_view custom_id,
+                     int attempt) {
+  constexpr size_t kMaxKeyBytes = 128;
+  const std::string suffix = attempt > 1 ? absl::StrCat("#", attempt) : "";
+  std::string key = std::string(prefix) + std::string(custom_id);
+  if (key.size() + suffix.size() > kMaxKeyBytes) {
+    const std::string digest =
+        absl::StrCat("~", absl::Hex(Fnv1a(key), absl::kZeroPad16));
+    size_t head = kMaxKeyBytes - digest.size() - suffix.size();
+    // No character is cut in two.
+    while (head > 0 && (key[head] & 0xC0) == 0x80) --head;
+    key = key.substr(0, head) + digest;
+  }
+  return key + suffix;
 }
 
 std::string BatchResult(std::string_view custom_id, std::string_view model,

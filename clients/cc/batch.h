@@ -27,6 +27,13 @@ struct BatchLine {
 // Errors: kInvalidArgument if it is no line of a batch at all.
 absl::StatusOr<BatchLine> ParseBatchLine(std::string_view line);
 
+// The idempotency key of a line, the same in every run; `attempt` counts
+// from 1. At most 128 bytes, as the service takes them: of a longer one the end
+// becomes a digest. Two lines that meet in a key all the same are an error of
+// the second one, for the service compares the requests.
+std::string BatchKey(std::string_view prefix, std::string_view custom_id,
+                     int attempt);
+
 // The line of the result: {"id", "custom_id", "response": {"status_code",
 // "request_id", "body"}, "error"}; "error" is null exactly if it worked.
 std::string BatchResult(std::string_view custom_id, std::string_view model,

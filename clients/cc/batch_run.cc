@@ -145,8 +145,8 @@ class Run {
     PORTOLAN_RETURN_IF_ERROR(line.status);
     // A request that failed for good keeps its key: the next one has another.
     for (int attempt = 1;; ++attempt) {
-      std::string key = absl::StrCat(options_.key_prefix, line.custom_id);
-      if (attempt > 1) absl::StrAppend(&key, "#", attempt);
+      const std::string key =
+          BatchKey(options_.key_prefix, line.custom_id, attempt);
       bool failed_before = false;
       const absl::Status status =
           ServeAs(key, line, request_id, result, failed_before);
