@@ -1,5 +1,7 @@
 #include "launcher/coordinator_options.h"
 
+#include <cstdint>
+
 #include "absl/strings/str_cat.h"
 #include "experts/history.h"
 #include "launcher/flags.h"
@@ -27,7 +29,12 @@ void AddLimits(CLI::App& command, CoordinatorOptions& options) {
   AddFlag(command, "--max-prompt-tokens", options.hub.limits.max_prompt_tokens,
           "Longest prompt");
   AddFlag(command, "--max-message-bytes", options.max_message_bytes,
-          "Longest message of a client");
+          "Longest message of a client")
+      ->check(CLI::Range(1024, INT32_MAX));
+  AddFlag(command, "--client-streams", options.hub.max_client_streams,
+          "Calls of Generate and Watch that one client may have open; 0: no "
+          "limit")
+      ->check(CLI::Range(0, INT32_MAX));
   AddFlag(command, "--shared-history-capacity", options.expert_maps.max_rows,
           "Expert maps of tokens, and of sequences, that the ranks of a model "
           "share")

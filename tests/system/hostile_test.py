@@ -100,6 +100,14 @@ class HostileTest(unittest.TestCase):
                 (["replay"], "--")):
             self.refuses(arguments, wanted, codes=(2,))
 
+    def test_limits_of_the_coordinator_tell_their_range(self):
+        for flag, value, wanted in (
+                ("--client-streams", "-1", "0 to 2147483647"),
+                ("--max-message-bytes", "99999999999", "1024 to 2147483647"),
+                ("--max-message-bytes", "3", "1024 to 2147483647")):
+            self.refuses(["coordinator", "--data-dir", "x", flag, value], flag,
+                         wanted, codes=(2,))
+
     def test_values_out_of_range_name_the_flag(self):
         for flag, value in (
                 ("--ranks", "300"), ("--ranks", "0"), ("--ranks", "two"),
