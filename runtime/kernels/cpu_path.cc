@@ -8,6 +8,8 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "runtime/kernels/kernel_table.h"
+#include "runtime/kernels/pair_order.h"
 
 namespace portolan {
 namespace {
@@ -58,7 +60,8 @@ CpuFeatures Detect() {
               AskForTiles();  // BF16, TILE
   const bool vbmi = Has(c, 1);
   found.avx512bf16 = found.avx512 && vbmi &&
-                     __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && Has(a, 5);
+                     __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 &&
+                     Has(a, 5) && HasPairOrder(Avx512Bf16PairProduct);
   return found;
 }
 

@@ -9,7 +9,8 @@
 namespace portolan {
 
 // The instruction sets that kernels are written for, in rising preference.
-// Every path gives the same bits. kAvx512Bf16 needs AVX512-BF16 and -VBMI.
+// Every path gives the same bits. kAvx512Bf16 needs AVX512-BF16 and -VBMI, and
+// that the former rounds as the manual says (pair_order.h).
 enum class CpuPath : uint8_t { kScalar, kAvx2, kAvx512, kAvx512Bf16, kAmx };
 
 // "scalar", "avx2", "avx512", "avx512bf16", "amx".

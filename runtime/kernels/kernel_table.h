@@ -104,4 +104,8 @@ const KernelTable& Avx512Table();
 const KernelTable& Avx512Bf16Table();
 const KernelTable& AmxTable();
 
+// The instruction that Avx512Bf16Table() is made of, a PairProduct
+// (pair_order.h).
+void Avx512Bf16PairProduct(const uint32_t* x, const uint32_t* w, float* sum);
+
 }  // namespace portolan

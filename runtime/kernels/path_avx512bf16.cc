@@ -10,4 +10,8 @@ constexpr KernelTable kTable = WithRowKernels(WithQuantisedPairs(PairTable()));
 
 const KernelTable& Avx512Bf16Table() { return kTable; }
 
+void Avx512Bf16PairProduct(const uint32_t* x, const uint32_t* w, float* sum) {
+  StoreVec(sum, AddPairs(LoadPairs(x), LoadPairs(w), LoadVec(sum)));
+}
+
 }  // namespace portolan
