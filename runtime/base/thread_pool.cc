@@ -23,6 +23,14 @@ void BindTo(int cpu) {
   pthread_setaffinity_np(pthread_self(), sizeof(set), &set);
 }
 
+std::optional<cpu_set_t> CpusOfThisThread() {
+  cpu_set_t set;
+  if (pthread_getaffinity_np(pthread_self(), sizeof(set), &set) != 0) {
+    return std::nullopt;
+  }
+  return set;
+}
+
 // Waits until `value` differs from `old`: spins first, then sleeps.
 uint32_t WaitForChange(const std::atomic<uint32_t>& value, uint32_t old) {
   const auto deadline = std::chrono::steady_clock::now() + kSpin;
@@ -52,7 +60,11 @@ ThreadPool::ThreadPool(int num_threads, std::vector<int> cpus) {
   PORTOLAN_CHECK(num_threads >= 1);
   PORTOLAN_CHECK(cpus.empty() || static_cast<int>(cpus.size()) == num_threads);
   FlushDenormals();
-  if (!cpus.empty()) BindTo(cpus[0]);
+  if (!cpus.empty()) {
+    maker_ = std::this_thread::get_id();
+    makers_cpus_ = CpusOfThisThread();
+    BindTo(cpus[0]);
+  }
   workers_.reserve(static_cast<size_t>(num_threads - 1));
   for (int i = 1; i < num_threads; ++i) {
     const int cpu = cpus.empty() ? -1 : cpus[static_cast<size_t>(i)];
@@ -65,6 +77,10 @@ ThreadPool::~ThreadPool() {
   epoch_.fetch_add(1, std::memory_order_release);
   epoch_.notify_all();
   for (std::thread& worker : workers_) worker.join();
+  if (makers_cpus_.has_value() && maker_ == std::this_thread::get_id()) {
+    pthread_setaffinity_np(pthread_self(), sizeof(*makers_cpus_),
+                           &*makers_cpus_);
+  }
 }
 
 void ThreadPool::ParallelFor(int64_t num_tasks,
@@ -74,6 +90,14 @@ void ThreadPool::ParallelFor(int64_t num_tasks,
 
 void ThreadPool::ParallelForThread(int64_t num_tasks,
                                    absl::FunctionRef<void(int64_t, int)> task) {
+  PORTOLAN_CHECK(!busy_.load(std::memory_order_relaxed));
+  busy_.store(true, std::memory_order_relaxed);
+  Run(num_tasks, task);
+  busy_.store(false, std::memory_order_relaxed);
+}
+
+void ThreadPool::Run(int64_t num_tasks,
+                     absl::FunctionRef<void(int64_t, int)> task) {
   FlushDenormals();
   if (workers_.empty() || num_tasks <= 1) {
     for (int64_t i = 0; i < num_tasks; ++i) task(i, 0);

@@ -1,7 +1,10 @@
 #pragma once
 
+#include <sched.h>
+
 #include <atomic>
 #include <cstdint>
+#include <optional>
 #include <thread>
 #include <vector>
 
@@ -21,11 +24,12 @@ void FlushDenormals();
 // it.
 //
 // ParallelFor() allocates nothing. Thread-compatible: one loop at a time, and
-// no loop inside a task.
+// no loop inside a task, which ends the process.
 class ThreadPool {
  public:
   // cpus[i]: the logical CPU that thread i is bound to, the caller being
-  // thread 0; empty: not bound. Requires num_threads >= 1.
+  // thread 0; empty: not bound. The caller gets back the CPUs that it had when
+  // the pool ends, if it is the thread that ends it. Requires num_threads >= 1.
   explicit ThreadPool(int num_threads, std::vector<int> cpus = {});
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
@@ -43,6 +47,7 @@ class ThreadPool {
                          absl::FunctionRef<void(int64_t, int)> task);
 
  private:
+  void Run(int64_t num_tasks, absl::FunctionRef<void(int64_t, int)> task);
   void Work(int thread, int cpu);
   void RunTasks(int thread);
   bool Join();
@@ -53,6 +58,8 @@ class ThreadPool {
   // this is 0.
   static constexpr uint32_t kOpen = 1u << 31;
   std::atomic<uint32_t> inside_{0};
+  // Written by the caller alone, read by whoever would be a second one.
+  std::atomic<bool> busy_{false};
   // Rises by one for every loop: what idle workers wait for.
   std::atomic<uint32_t> epoch_{0};
   std::atomic<bool> stopping_{false};
@@ -61,6 +68,10 @@ class ThreadPool {
   std::atomic<int64_t> next_task_{0};
   int64_t num_tasks_ = 0;
   absl::FunctionRef<void(int64_t, int)>* task_ = nullptr;
+
+  // Who made the pool and the CPUs that it had, where it was bound.
+  std::thread::id maker_;
+  std::optional<cpu_set_t> makers_cpus_;
 
   std::vector<std::thread> workers_;
 };
