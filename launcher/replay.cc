@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <filesystem>
 #include <fstream>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -161,6 +162,17 @@ absl::Status RunReplay(ReplayCommand command) {
 }  // namespace
 
 absl::StatusOr<Trace> ReadTraces(const std::vector<std::string>& paths) {
+  for (size_t i = 0; i < paths.size(); ++i) {
+    const bool again = std::any_of(
+        paths.begin(), paths.begin() + static_cast<ptrdiff_t>(i),
+        [&](const std::string& path) {
+          std::error_code ignored;
+          return std::filesystem::equivalent(path, paths[i], ignored);
+        });
+    if (!again) continue;
+    std::fprintf(stderr, "note: %s is named twice and counts as two runs\n",
+                 paths[i].c_str());
+  }
   std::vector<NamedTrace> files;
   for (const std::string& path : paths) {
     PORTOLAN_ASSIGN_OR_RETURN(Trace trace, ReadTrace(path));

@@ -2,6 +2,7 @@
 take, what they print, and what they draw."""
 
 import json
+import os
 import pathlib
 import re
 import subprocess
@@ -64,6 +65,15 @@ class ReplayTest(unittest.TestCase):
             error = self.refused("replay", "--trace", self.trace, *LINK, *flags)
             self.assertRegex(error, f"error: .*{named}")
             self.assertNotIn("replayed", error)
+
+    def test_a_trace_that_is_named_twice_is_told(self):
+        again = f"{os.path.dirname(self.trace)}/./{os.path.basename(self.trace)}"
+        for traces, told in (([self.trace], 0), ([self.trace] * 2, 1),
+                             ([self.trace, again], 1)):
+            done = portolan_run("replay", "--trace", *traces, *LINK,
+                                "--policy", "lru")
+            self.assertEqual(done.stderr.count("named twice"), told,
+                             done.stderr)
 
     def test_ranks_beyond_the_experts_have_nothing_to_do(self):
         rows = {ranks: self.rows("--trace", self.trace, "--ranks", ranks,
