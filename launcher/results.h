@@ -41,6 +41,9 @@ class InOrderPrinter {
   // As Add() for every result in an encoded sequence of them.
   void AddEncoded(std::string_view encoded);
 
+  // So many from the first one on; of later ones, none.
+  int64_t printed() const { return next_; }
+
  private:
   std::function<void(const std::string&)> print_;
   std::map<int64_t, std::string> waiting_;

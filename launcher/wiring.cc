@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "comm/agreement.h"
 #include "comm/message.h"
 #include "experts/hash64.h"
 #include "experts/link_model.h"
@@ -87,6 +88,7 @@ absl::StatusOr<std::unique_ptr<RankRuntime>> RankRuntime::Create(
     TokenSink& sink, ForwardObserver* observer, HistoryMailbox* mailbox) {
   std::unique_ptr<RankRuntime> rank(
       new RankRuntime(options, model, transport, observer));
+  PORTOLAN_RETURN_IF_ERROR(rank->AgreeOnHistory());
   rank->WireThreads();
   // A rank that cannot read its files tells the others why.
   PORTOLAN_RETURN_IF_ERROR(
@@ -188,6 +190,18 @@ absl::Status RankRuntime::WireExperts() {
       ExpertCache::Create(cache, shape, std::move(policy), std::move(source)));
   return budget.resident() ? LoadResident(owned, shape.expert_bytes)
                            : absl::OkStatus();
+}
+
+// What ranks learnt is gathered at the end, or travels to the others.
+absl::Status RankRuntime::AgreeOnHistory() {
+  const AgreedField fields[] = {
+      {"--history", !options_.history_file.empty(),
+       "give every rank --history, or none"},
+      {"--history-format", static_cast<uint64_t>(options_.history_format),
+       "give every rank the same --history-format"},
+      {"--history-capacity", static_cast<uint64_t>(options_.history_capacity),
+       "give every rank the same --history-capacity"}};
+  return Agree(transport_, fields, kStartTimeout);
 }
 
 // Ranks foretell for each other, so all of them do or none. With every expert

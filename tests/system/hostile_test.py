@@ -158,6 +158,41 @@ class HostileTest(unittest.TestCase):
     def test_ranks_of_threads_and_of_processes_at_a_time(self):
         self.refuses_under_mpirun(["--ranks", "2"], 1, "drop --ranks")
 
+    def refuses_unlike_ranks(self, one, other, *wanted):
+        def command(flags):
+            return [portolan.program(BUILD), "generate", "--model",
+                    portolan.MODEL, "--max-tokens", "2", *flags]
+
+        with self.subTest(one=one, other=other):
+            done = portolan.run([portolan.LAUNCH, "-np", "1", "--",
+                                 *command(one), ":", "-np", "1",
+                                 *command(other)])
+            self.assertEqual(done.returncode, 1, done.stderr)
+            self.assertEqual(done.stdout, "")
+            for part in wanted:
+                self.assertIn(part, done.stderr)
+
+    def test_ranks_with_unlike_jobs_never_begin(self):
+        four, three = self.directory / "four", self.directory / "three"
+        lines = [json.dumps({"prompt": text}) + "\n" for text in "abcd"]
+        four.write_text("".join(lines))
+        three.write_text("".join(lines[:3]))
+        for other in (["--prompts", three],
+                      ["--prompts", four, "--temperature", "0"],
+                      ["--prompts", four, "--stop", "a"],
+                      ["--prompts", four, "--seed", "3"]):
+            self.refuses_unlike_ranks(["--prompts", four], other, "rank 1",
+                                      "has other prompts or sampling flags")
+        one = ["--prompts", four]
+        file = self.directory / "file"
+        for flags in (["--history", file], ["--history-format", "compact"],
+                      ["--history-capacity", "7"], ["--stats", file],
+                      ["--format", "jsonl"]):
+            self.refuses_unlike_ranks(one, [*one, *flags],
+                                      "rank 1", f"has {flags[0]} 0x",
+                                      "give every rank")
+            self.assertFalse(file.exists())
+
     def test_wrong_usage_is_told_once_by_all_ranks(self):
         self.refuses_under_mpirun(["--batch", "0"], 2, "--batch")
 
