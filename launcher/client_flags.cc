@@ -37,12 +37,9 @@ void AddSamplingFields(CLI::App& command, v1::SamplingParams& params) {
   AddSetter<uint64_t>(
       command, "--seed", [&params](uint64_t v) { params.set_seed(v); },
       "Seed of the sampling (default: drawn by the service)");
-  AddSetter<std::vector<std::string>>(
-      command, "--stop",
-      [&params](const std::vector<std::string>& stops) {
-        for (const std::string& stop : stops) params.add_stop(stop);
-      },
-      "End before this text; may be given several times");
+  AddStopFlag(command, [&params](const std::vector<std::string>& stops) {
+    for (const std::string& stop : stops) params.add_stop(stop);
+  });
 }
 
 void AddPenaltyFields(CLI::App& command, v1::SamplingParams& params) {

@@ -48,6 +48,27 @@ CLI::Validator NumberRange(double min, double max, bool above) {
       absl::StrCat("FLOAT ", range), "");
 }
 
+CLI::Option* AddStopFlag(CLI::App& command,
+                         std::function<void(std::vector<std::string>)> set) {
+  // As a list for CLI11 to read, [a,b] would be two texts and "" none.
+  CLI::Option* const option = command.add_option(
+      "--stop",
+      [set = std::move(set)](const CLI::results_t& texts) {
+        for (const std::string& text : texts) {
+          if (text.empty()) {
+            throw CLI::ValidationError(
+                "--stop", "a stop text must have one byte at least");
+          }
+        }
+        set(texts);
+        return true;
+      },
+      "End before this text; may be given several times");
+  option->type_name("TEXT")->multi_option_policy(
+      CLI::MultiOptionPolicy::TakeAll);
+  return WithEnvironment(option, "--stop");
+}
+
 absl::StatusOr<absl::Duration> ParseDurationFlag(std::string_view text) {
   std::string unit(text);
   double number = 0;

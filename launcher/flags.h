@@ -4,6 +4,7 @@
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include "CLI/CLI.hpp"
 #include "absl/status/statusor.h"
@@ -62,6 +63,11 @@ CLI::Option* AddParsedFlag(
       help);
   return WithEnvironment(option, flag);
 }
+
+// Texts to end before, --stop, one for each time that it is given: as they are
+// written, brackets too. An empty one is an error of usage.
+CLI::Option* AddStopFlag(CLI::App& command,
+                         std::function<void(std::vector<std::string>)> set);
 
 // "10s", "1.5h", "7d", or a number of seconds.
 // Errors: kInvalidArgument naming the text.

@@ -8,6 +8,7 @@
 #include <initializer_list>
 #include <span>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "CLI/CLI.hpp"
@@ -358,8 +359,9 @@ void AddSamplingOptions(CLI::App& command, SamplingWishes& wishes) {
       command, "--logprobs", wishes.logprobs,
       "Return the log-probabilities of the chosen and of N likeliest tokens")
       ->check(CLI::Range(0, 5));
-  AddFlag(command, "--stop", wishes.stop,
-          "End before this text; may be given several times");
+  AddStopFlag(command, [&wishes](std::vector<std::string> stops) {
+    wishes.stop = std::move(stops);
+  });
   AddFlag(command, "--stop-token-ids", wishes.stop_token_ids,
           "End after one of these tokens, beside the model's own");
   WithEnvironment(command.add_flag_callback(

@@ -117,6 +117,24 @@ class CommandLineTest(unittest.TestCase):
         self.assertEqual(went_on["tokens"][:len(ended["tokens"])],
                          ended["tokens"])
 
+    def test_stop_texts_are_taken_as_they_are_written(self):
+        def text(*flags):
+            return run(["generate", "--model", portolan.MODEL, "--prompt",
+                        "Once upon a time there was a", "--max-tokens", "12",
+                        "--temperature", "0", *flags]).stdout
+
+        self.assertEqual(text("--stop", "little"), " \n")
+        self.assertEqual(text("--stop", "zzz", "--stop", "girl"),
+                         " little \n")
+        whole = text()
+        for stop in ("[little]", "[little, girl]", "['little']"):
+            self.assertEqual(text("--stop", stop), whole)
+        config = self.directory / "config.toml"
+        for stops, wanted in (["zzz", "girl"], " little \n"), (
+                ["[little]", "[girl]"], whole):
+            config.write_text(f"[generate]\nstop = {json.dumps(stops)}\n")
+            self.assertEqual(text("--config", config), wanted)
+
     def test_penalties_change_the_answer(self):
         prompt = {"prompt": "Once upon a time", "temperature": 0,
                   "max_tokens": 60}
