@@ -76,6 +76,10 @@ int32_t RoundTokens(const ExchangeOptions& options, int world_size) {
        INT32_MAX / most_per_token, options.max_round_tokens}));
 }
 
+int64_t MinBufferBytes(const ExchangeOptions& options, int world_size) {
+  return TokenBytes(options, world_size);
+}
+
 int64_t MostBufferBytes(const ExchangeOptions& options, int world_size) {
   const int64_t tokens = RoundTokens(options, world_size);
   const int64_t hints =

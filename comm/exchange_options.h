@@ -89,6 +89,9 @@ struct ExchangeOptions {
 // rank's buffers suffice. 0 if they hold not even one token of each.
 int32_t RoundTokens(const ExchangeOptions& options, int world_size);
 
+// The least buffer_bytes that hold one token of each rank.
+int64_t MinBufferBytes(const ExchangeOptions& options, int world_size);
+
 // What a rank's buffers take at most: a full round at its worst, and the
 // messages with their hints.
 int64_t MostBufferBytes(const ExchangeOptions& options, int world_size);

@@ -69,8 +69,8 @@ absl::StatusOr<std::unique_ptr<TokenExchange>> TokenExchange::Create(
     return absl::InvalidArgumentError(absl::StrCat(
         "exchange buffers of ", options.buffer_bytes,
         " bytes do not hold one token of each of ", transport.world_size(),
-        " ranks; allow more by "
-        "--exchange-memory"));
+        " ranks; allow ", MinBufferBytes(options, transport.world_size()),
+        " or more by --exchange-memory"));
   }
   std::unique_ptr<TokenExchange> exchange(
       new TokenExchange(transport, std::move(options), std::move(owner)));

@@ -1,5 +1,6 @@
 #include "launcher/generate.h"
 
+#include <cstdint>
 #include <functional>
 #include <map>
 #include <memory>
@@ -11,11 +12,13 @@
 #include <vector>
 
 #include "CLI/CLI.hpp"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "comm/agreement.h"
 #include "launcher/console.h"
 #include "launcher/flags.h"
+#include "launcher/memory_plan.h"
 #include "launcher/requests.h"
 #include "launcher/results.h"
 #include "launcher/stats.h"
@@ -42,6 +45,8 @@ absl::StatusOr<PreparedPrompt> Prepare(const Prompt& prompt, int64_t index,
       prompt, options.wishes, model.config, model.config.max_position);
   PORTOLAN_ASSIGN_OR_RETURN(Request request,
                             MakeRequest(settled, TermsOf(model), index));
+  PORTOLAN_RETURN_IF_ERROR(CheckKvHolds(
+      options.job, model.config, static_cast<int64_t>(request.prompt.size())));
   return PreparedPrompt{prompt.id, std::move(request), settled.stops};
 }
 
@@ -337,6 +342,17 @@ absl::StatusOr<std::vector<Prompt>> CollectPrompts(
   return std::vector<Prompt>{prompt};
 }
 
+// CLI11 would take what is too large for the largest seed.
+absl::StatusOr<uint64_t> ParseSeed(std::string_view text) {
+  uint64_t seed = 0;
+  if (absl::SimpleAtoi(absl::string_view(text.data(), text.size()), &seed)) {
+    return seed;
+  }
+  return absl::InvalidArgumentError(
+      absl::StrCat("'", absl::string_view(text.data(), text.size()),
+                   "' must be a whole number from 0 to ", UINT64_MAX));
+}
+
 absl::Status RunGenerate(GenerateOptions options) {
   // Equal prompts without a seed of their own sample equally on every rank.
   if (!options.wishes.seed.has_value()) options.wishes.seed = 0;
@@ -368,9 +384,10 @@ void AddGenerateCommand(CLI::App& app, int& exit_code) {
           "JSONL file: {\"id\",\"prompt\", sampling fields} a line");
   input->require_option(1);
   AddSamplingOptions(*command, options->wishes);
-  AddFlag(*command, "--seed", options->wishes.seed,
-          "Seed of every prompt without one of its own (default: 0)")
-      ->check(CLI::NonNegativeNumber);
+  AddParsedFlag<uint64_t>(
+      *command, "--seed", ParseSeed,
+      [options](uint64_t seed) { options->wishes.seed = seed; },
+      "Seed of every prompt without one of its own (default: 0)");
   AddSetter<std::string>(
       *command, "--format",
       [options](const std::string& format) {

@@ -211,6 +211,31 @@ HistoryMailbox::Options GatheredHistoryOf(const HistoryShape& shape,
           .max_incoming_bytes = of_a_rank * static_cast<size_t>(world_size)};
 }
 
+absl::Status CheckExchangeMemory(const JobOptions& options,
+                                 const ModelConfig& config, int world_size) {
+  const ExchangeOptions exchange = ExchangeOptionsOf(options, config);
+  const int64_t least = MinBufferBytes(exchange, world_size);
+  if (exchange.buffer_bytes >= least) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("--exchange-memory ", exchange.buffer_bytes,
+                   " does not hold one token of each of ", world_size,
+                   " rank(s); write ", least, " or more"));
+}
+
+absl::Status CheckKvHolds(const JobOptions& options, const ModelConfig& config,
+                          int64_t prompt_tokens) {
+  if (options.kv_memory_bytes <= 0) return absl::OkStatus();
+  PORTOLAN_ASSIGN_OR_RETURN(const int32_t pages, NumKvPages(options, config));
+  if (prompt_tokens < pages * kPageTokens) return absl::OkStatus();
+  const int64_t page_bytes =
+      KvLayoutOf(options, config).PageBytes() * config.num_layers;
+  return absl::InvalidArgumentError(
+      absl::StrCat("the prompt has ", prompt_tokens, " tokens; --kv-memory ",
+                   options.kv_memory_bytes, " holds ", pages * kPageTokens,
+                   " positions, generated ones too; write ",
+                   KvPagesFor(prompt_tokens + 1) * page_bytes, " or more"));
+}
+
 int64_t RankMemory::other_bytes() const {
   return staging_bytes + host_tier_bytes + dense_bytes + kv_bytes +
          exchange_bytes + work_bytes + rope_bytes + history_bytes +
@@ -224,6 +249,7 @@ absl::StatusOr<RankMemory> PlanRankMemory(const JobOptions& options,
   RankMemory memory;
   memory.rank = rank;
   memory.moe_layers = config.num_moe_layers();
+  PORTOLAN_RETURN_IF_ERROR(CheckExchangeMemory(options, config, world_size));
   PORTOLAN_ASSIGN_OR_RETURN(
       memory.experts,
       PlanExpertMemory(

@@ -39,6 +39,15 @@ absl::StatusOr<int32_t> NumKvPages(const JobOptions& options,
 ExchangeOptions ExchangeOptionsOf(const JobOptions& options,
                                   const ModelConfig& config);
 
+// Errors: kInvalidArgument naming --exchange-memory and the minimum.
+absl::Status CheckExchangeMemory(const JobOptions& options,
+                                 const ModelConfig& config, int world_size);
+
+// Whether the KV pages hold a prompt and one token more.
+// Errors: kInvalidArgument naming --kv-memory and what it must be.
+absl::Status CheckKvHolds(const JobOptions& options, const ModelConfig& config,
+                          int64_t prompt_tokens);
+
 HistoryShape HistoryShapeOf(const JobOptions& options, const Model& model);
 
 // What --history names, if it is there. Errors: as History::Load().
@@ -81,7 +90,8 @@ struct RankMemory {
 };
 
 // Errors: kInvalidArgument naming --expert-memory and the minimum (see
-// PlanExpertMemory()); as DenseWeights::BytesNeeded().
+// PlanExpertMemory()); as CheckExchangeMemory(), NumKvPages(),
+// DenseWeights::BytesNeeded().
 absl::StatusOr<RankMemory> PlanRankMemory(const JobOptions& options,
                                           const Model& model, int rank,
                                           int world_size);

@@ -76,7 +76,12 @@ void AddSizes(CLI::App& command, JobOptions& options) {
           "`portolan plan`)");
   AddFlag(
       command, "--policy", options.policy,
-      "Which experts to keep and to read ahead (see `portolan replay --help`)");
+      "Which experts to keep and to read ahead (see `portolan replay --help`)")
+      ->check(CLI::Validator(
+          [](const std::string& name) {
+            return std::string(CheckPolicyName(name).message());
+          },
+          ""));
   AddFlag(command, "--prefetch-distance", options.prefetch_distance,
           "Layers that predictions reach ahead")
       ->check(CLI::Range(1, 64));

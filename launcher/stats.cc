@@ -1,6 +1,8 @@
 #include "launcher/stats.h"
 
 #include <algorithm>
+#include <cerrno>
+#include <cstring>
 #include <fstream>
 #include <map>
 #include <nlohmann/json.hpp>
@@ -162,11 +164,14 @@ absl::Status WriteStats(const std::string& path, const RankRuntime& rank,
   if (transport.rank() != Rank{0}) return absl::OkStatus();
   std::vector<Json> ranks;
   for (const std::string& text : texts) ranks.push_back(Json::parse(text));
+  errno = 0;
   std::ofstream file(path);
   file << Summary(rank, figures, ranks).dump(2) << "\n";
   file.close();
   if (file) return absl::OkStatus();
-  return absl::UnavailableError(absl::StrCat("--stats: cannot write ", path));
+  return absl::UnavailableError(
+      absl::StrCat("--stats: cannot write ", path, ": ",
+                   std::strerror(errno == 0 ? EIO : errno)));
 }
 
 }  // namespace portolan

@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import shutil
 import struct
 import sys
@@ -115,11 +116,12 @@ class HostileTest(unittest.TestCase):
                 ("--max-tokens", "0"), ("--temperature", "warm"),
                 ("--temperature", "-1"), ("--temperature", "nan"),
                 ("--top-k", "-3"), ("--top-p", "0"), ("--top-p", "7"),
-                ("--min-p", "2"), ("--seed", "-1"), ("--seed", "x"),
+                ("--min-p", "2"), ("--seed", "-1"), ("--seed", "99999999999999999999999"),
+                ("--seed", "x"),
                 ("--tokens-per-step", "0"), ("--transport", "pigeon"),
                 ("--combine", "maybe"), ("--activations", "int3"),
                 ("--cpu", "z80"), ("--format", "xml"),
-                ("--stop", ""), ("--kv-memory", "much"),
+                ("--stop", ""), ("--policy", "astrology"), ("--kv-memory", "much"),
                 ("--step-timeout", "-1"), ("--liveness-timeout", "0"),
                 ("--repetition-penalty", "0"), ("--top-p", "nan"),
                 ("--min-p", "nan"), ("--temperature", "101"),
@@ -132,10 +134,37 @@ class HostileTest(unittest.TestCase):
         for flag, value in (
                 ("--expert-memory", "1"), ("--expert-memory", "some"),
                 ("--expert-memory", "-5"), ("--expert-memory", "0%"),
-                ("--expert-memory", "1000%"), ("--policy", "astrology"),
+                ("--expert-memory", "1000%"),
                 ("--expert-link", "slow"), ("--kv-memory", "1"),
                 ("--exchange-memory", "1")):
             self.refuses_prompt([flag, value], flag, codes=(1,))
+
+    def test_too_little_memory_is_told_before_the_load_with_the_least(self):
+        endless = ["--expert-link", "1B/s,1s"]
+        for flag, prompt in (("--exchange-memory", [5] * 8),
+                             ("--kv-memory", [5] * 500)):
+            path = self.directory / "prompts.jsonl"
+            path.write_text(json.dumps(
+                {"prompt_tokens": prompt, "max_tokens": 1}))
+            for ranks in ("1", "2"):
+                one = self.generate("--prompts", path, "--ranks", ranks)
+                few = "1" if flag == "--exchange-memory" else "65536"
+                done = run([*one, *endless, flag, few])
+                self.assertEqual(done.returncode, 1, done.stderr)
+                least = re.search(rf"error: .*{flag} {few} .*; write (\d+) or "
+                                  "more", done.stderr)
+                self.assertTrue(least, done.stderr)
+                done = run([*one, flag, least[1]])
+                self.assertEqual(done.returncode, 0, done.stderr)
+                self.refuses([*one, *endless, flag, int(least[1]) - 1], flag)
+        self.refuses(["plan", "--model", portolan.MODEL, "--exchange-memory",
+                      "1"], "--exchange-memory 1", "or more")
+
+    def test_statistics_on_a_full_disk_name_the_cause(self):
+        done = run(self.generate("--prompt", "hi", "--stats", "/dev/full"))
+        self.assertEqual(done.returncode, 1, done.stderr)
+        self.assertIn("error: --stats: cannot write /dev/full: No space left",
+                      done.stderr)
 
     def test_values_from_the_environment_are_checked_alike(self):
         self.refuses_prompt([], "--ranks", codes=(2,),
