@@ -43,7 +43,12 @@ Json RankJson(const v1::RankStats& rank) {
           {"tokens", rank.tokens()},
           {"draining", rank.draining()},
           {"silent_s", rank.silent_s()},
-          {"steps", rank.steps()}};
+          {"steps", rank.steps()},
+          {"expert_hits", rank.expert_hits()},
+          {"expert_late", rank.expert_late()},
+          {"expert_misses", rank.expert_misses()},
+          {"expert_stall_s", rank.expert_stall_s()},
+          {"expert_memory_bytes", rank.expert_memory_bytes()}};
 }
 
 }  // namespace

@@ -16,6 +16,7 @@
 #include "launcher/console.h"
 #include "launcher/flags.h"
 #include "runtime/base/status_macros.h"
+#include "runtime/base/units.h"
 
 namespace portolan {
 namespace {
@@ -165,6 +166,12 @@ void PrintStats(const v1::Stats& stats) {
         rank.free_sequences(), number(rank.free_kv_tokens()),
         number(rank.tokens()), rank.silent_s(),
         rank.draining() ? ", draining" : "");
+    std::printf(
+        "          its experts: %llu hits, %llu late, %llu misses, waited %.1f "
+        "s, %s of memory\n",
+        number(rank.expert_hits()), number(rank.expert_late()),
+        number(rank.expert_misses()), rank.expert_stall_s(),
+        FormatBytes(rank.expert_memory_bytes()).c_str());
   }
 }
 

@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <functional>
 #include <latch>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -74,6 +75,13 @@ class FakeRankStream : public RankStream {
     registration.mutable_model()->set_fingerprint("f00d");
     registration.mutable_model()->set_numerics_id("n1");
     registration.mutable_capacity()->set_max_sequences(8);
+    hub_.RankSent(this, message);
+  }
+  void Beat(std::optional<v1::RankMetrics> metrics) {
+    v1::RankMessage message;
+    v1::Heartbeat& beat = *message.mutable_heartbeat();
+    beat.set_free_sequences(8);
+    if (metrics) *beat.mutable_metrics() = *std::move(metrics);
     hub_.RankSent(this, message);
   }
   void Send(v1::CoordinatorMessage message) override {
@@ -240,6 +248,32 @@ TEST_F(RequestHubTest, WhatIsServedIsNoLongerOfAnUnknownModel) {
   EXPECT_THAT(text,
               HasSubstr("generation_tokens_total{model_name=\"tiny\"} 3"));
   EXPECT_THAT(text, Not(HasSubstr("unknown")));
+}
+
+TEST_F(RequestHubTest, StatsHaveTheExpertFiguresThatARankToldLast) {
+  Attach();
+  v1::RankMetrics metrics;
+  metrics.set_steps(7);
+  rank_->Beat(metrics);
+  metrics.set_steps(8);
+  metrics.set_expert_hits(60);
+  metrics.set_expert_late(5);
+  metrics.set_expert_misses(4);
+  metrics.set_expert_stall_s(0.5);
+  metrics.set_expert_resident_bytes(4096);
+  rank_->Beat(metrics);
+  rank_->Beat(std::nullopt);  // as in the heartbeat before
+
+  const absl::StatusOr<v1::Stats> stats = Call(&RequestHub::GetStats);
+  ASSERT_TRUE(stats.ok());
+  ASSERT_EQ(stats->ranks_size(), 1);
+  const v1::RankStats& rank = stats->ranks(0);
+  EXPECT_EQ(rank.steps(), 8u);
+  EXPECT_EQ(rank.expert_hits(), 60u);
+  EXPECT_EQ(rank.expert_late(), 5u);
+  EXPECT_EQ(rank.expert_misses(), 4u);
+  EXPECT_EQ(rank.expert_stall_s(), 0.5);
+  EXPECT_EQ(rank.expert_memory_bytes(), 4096u);
 }
 
 TEST_F(RequestHubTest, AnEndedRequestIsReadBackFromTheStore) {

@@ -20,6 +20,15 @@ std::mt19937_64 RandomGenerator() {
   return std::mt19937_64(seed);
 }
 
+void AddFigures(const v1::RankMetrics& metrics, v1::RankStats& rank) {
+  rank.set_steps(metrics.steps());
+  rank.set_expert_hits(metrics.expert_hits());
+  rank.set_expert_late(metrics.expert_late());
+  rank.set_expert_misses(metrics.expert_misses());
+  rank.set_expert_stall_s(metrics.expert_stall_s());
+  rank.set_expert_memory_bytes(metrics.expert_resident_bytes());
+}
+
 }  // namespace
 
 RequestHub::RequestHub(const HubOptions& options, absl::Time wall_now,
@@ -380,7 +389,7 @@ void RequestHub::GetStats(Reply<v1::Stats> reply) {
       rank.set_draining(view.draining);
       rank.set_silent_s(absl::ToDoubleSeconds(view.silent));
       const Session* session = FindSession(view.session);
-      if (session != nullptr) rank.set_steps(session->steps);
+      if (session != nullptr) AddFigures(session->metrics, rank);
     }
     for (const v1::ModelIdentity& model : models_) {
       v1::ModelStats& entry = *stats.add_models();

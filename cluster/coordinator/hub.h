@@ -145,7 +145,7 @@ class RequestHub {
     bool registered = false;
     RankIdentity identity;
     v1::SamplingParams defaults;
-    uint64_t steps = 0;
+    v1::RankMetrics metrics;  // as last told
     std::deque<v1::CoordinatorMessage> outgoing;
     bool writing = false;
     std::optional<absl::Status> end;

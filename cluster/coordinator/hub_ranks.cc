@@ -94,7 +94,7 @@ void RequestHub::Handle(Session& session, const v1::RankMessage& message) {
     case v1::RankMessage::kHeartbeat: {
       const v1::Heartbeat& beat = message.heartbeat();
       if (beat.has_metrics()) {
-        session.steps = beat.metrics().steps();
+        session.metrics = beat.metrics();
         telemetry_.RankCounted(session.identity, beat.metrics());
       }
       return queue_.Heartbeat(session.id,

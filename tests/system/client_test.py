@@ -236,6 +236,13 @@ class StateTest(ClientCase):
                          "r1 cancelled\n")
         stats = json.loads(self.run_client("stats", "--json").stdout)
         self.assertEqual(stats["tokens"], 1 << 40)
+        self.assertEqual(
+            {name: value for name, value in stats["ranks"][0].items()
+             if name.startswith("expert_")},
+            {"expert_hits": 60, "expert_late": 5, "expert_misses": 4,
+             "expert_stall_s": 0.5, "expert_memory_bytes": 3 << 20})
+        self.assertIn("60 hits, 5 late, 4 misses, waited 0.5 s, 3.0 MiB of",
+                      self.run_client("stats").stdout)
         self.assertEqual(self.run_client("health").stdout, "SERVING\n")
         self.server.serving = False
         self.run_client("health", code=1)

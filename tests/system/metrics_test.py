@@ -158,6 +158,29 @@ class MetricsTest(unittest.TestCase):
             self.assertGreater(int(labels["num_blocks"]), 0)
             self.assertEqual(labels["cache_dtype"], "bfloat16")
 
+    def test_the_client_shows_the_experts_of_each_rank(self):
+        def ranks():
+            shown = portolan.run(
+                [BUILD / "launcher" / "portolan-client", "stats", "--json",
+                 "--coordinator", self.service.address])
+            self.assertEqual(shown.returncode, 0, shown.stderr)
+            return json.loads(shown.stdout)["ranks"]
+
+        def sums():
+            return [(sum(rank[f"expert_{shown}"] for rank in ranks()
+                         if rank["model"] == "one"),
+                     self.value("portolan_expert_cache_requests_total",
+                                model_name="one", result=result))
+                    for shown, result in (("hits", "hit"), ("late", "late"),
+                                          ("misses", "miss"))]
+
+        # A rank's last heartbeat may come between the two.
+        service.wait_until(lambda: all(one == other for one, other in sums()))
+        self.assertEqual(len(ranks()), 4)
+        for rank in ranks():
+            self.assertGreater(rank["expert_hits"] + rank["expert_misses"], 0)
+            self.assertGreater(rank["expert_memory_bytes"], 0)
+
     def test_refusals_are_counted_as_stats_does(self):
         self.assertEqual(self.value("portolan_admission_rejections_total"),
                          self.client.stats().rejected)

@@ -183,7 +183,10 @@ class ScriptedCoordinator(inference_pb2_grpc.InferenceServicer,
     def GetStats(self, request, context):
         self._enter("GetStats", context)
         return pb.Stats(done=3, tokens=1 << 40, version="scripted",
-                        ranks=[pb.RankStats(job="j", rank=1, host="h")])
+                        ranks=[pb.RankStats(
+                            job="j", rank=1, host="h", expert_hits=60,
+                            expert_late=5, expert_misses=4, expert_stall_s=0.5,
+                            expert_memory_bytes=3 << 20)])
 
     def Check(self, request, context):
         self._enter("Check", context)
