@@ -19,6 +19,7 @@
 #include "launcher/console.h"
 #include "launcher/flags.h"
 #include "launcher/options.h"
+#include "launcher/output_files.h"
 #include "runtime/base/cpu_time.h"
 #include "runtime/base/status_macros.h"
 
@@ -136,6 +137,14 @@ void AddAblations(std::vector<std::string>& policies) {
 }
 
 absl::Status RunReplay(ReplayCommand command) {
+  std::vector<NamedFile> inputs = {{"--history", command.history}};
+  for (const std::string& path : command.traces) {
+    inputs.push_back({"--trace", path});
+  }
+  for (const std::string& path : command.learn) {
+    inputs.push_back({"--learn", path});
+  }
+  PORTOLAN_RETURN_IF_ERROR(CheckCanWrite({{"--plot", command.plot}}, inputs));
   if (command.policies.empty()) {
     for (const std::string_view name : PolicyNames()) {
       command.policies.emplace_back(name);

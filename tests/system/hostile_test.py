@@ -326,6 +326,9 @@ class HostileTest(unittest.TestCase):
         self.refuses_to_overwrite(
             ["bench", "serve", "--closed", "1", "--prompts", prompts,
              "--records", link], "--records", link, "which --prompts reads")
+        self.refuses_to_overwrite(
+            ["replay", "--link", "1GB/s,50us", "--trace", prompts, "--plot",
+             link], "--plot", link, "which --trace reads")
 
     def test_no_flag_writes_over_a_file_of_the_model(self):
         with self.broken_model() as model:
