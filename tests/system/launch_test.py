@@ -75,6 +75,14 @@ class LaunchTest(unittest.TestCase):
     def test_wrong_usage_is_not_restarted(self):
         self.assertEqual(self.codes("2 0", "--restart", 3), (2, 1))
 
+    def test_a_program_that_is_not_there_is_one_line_and_exit_code_2(self):
+        for program in ("/nonexistent", "no-such-program", "/tmp"):
+            done = portolan.run([portolan.LAUNCH, "-np", "2", "--", program])
+            self.assertEqual(done.returncode, 2, done.stderr)
+            self.assertEqual(
+                done.stderr, f"error: cannot run {program}: no such program, "
+                "or it is not executable\n")
+
     def test_restart_on_requeue_restarts_after_75_only(self):
         requeue = ("--restart", 3, "--restart-on", "requeue")
         self.assertEqual(self.codes("75 0", *requeue), (0, 2))
