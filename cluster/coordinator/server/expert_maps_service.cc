@@ -203,8 +203,8 @@ absl::Status ExpertMapsService::LoadDatabase(std::string& notice) {
   }
   for (auto& [key, store] : stores_) {
     store.maps->Trim();
-    std::erase_if(ids[key], [&store](uint64_t id) {
-      return store.maps->Find(id) != nullptr;
+    std::erase_if(ids[key], [&maps = store.maps](uint64_t id) {
+      return maps->Find(id) != nullptr;
     });
     if (ids[key].empty()) continue;
     const absl::Status removed = database_->Apply(key, {}, ids[key]);
