@@ -54,7 +54,8 @@ class Mailbox {
   }
 
   // Waits until there is something, for at most `timeout`, and moves all of it
-  // to `items`, in the order of Post(). False: closed, and nothing is left.
+  // to `items`, in the order of Post(). True with no items: the timeout, or a
+  // wake-up left of what was taken already. False: closed, and nothing is left.
   bool Take(absl::Duration timeout, std::vector<Item>& items)
       ABSL_LOCKS_EXCLUDED(mu_) {
     items.clear();
