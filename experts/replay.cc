@@ -25,6 +25,9 @@ constexpr int64_t kMinSlots = 2;
 // Each has a cache, predictors and links of its own.
 constexpr int32_t kMaxRanks = 1024;
 
+// As of --prefetch-distance.
+constexpr int32_t kMaxDistance = 64;
+
 PredictorShape PredictorShapeOf(const Trace& trace) {
   int64_t tokens = 1;
   for (const TraceStep& step : trace.steps) {
@@ -366,10 +369,10 @@ absl::Status CheckReplay(const TraceHeader& header, std::string_view policy,
     return absl::InvalidArgumentError(
         absl::StrCat("--ranks ", options.num_ranks, ": give 1 to ", kMaxRanks));
   }
-  if (options.policy.distance < 1) {
+  if (options.policy.distance < 1 || options.policy.distance > kMaxDistance) {
     return absl::InvalidArgumentError(absl::StrCat(
-        "--distance ", options.policy.distance,
-        ": fmoe and eam foretell a layer that is 1 or more ahead"));
+        "--distance ", options.policy.distance, ": give 1 to ", kMaxDistance,
+        ", the layers ahead that fmoe and eam foretell"));
   }
   if (options.link.bytes_per_second <= 0) {
     return absl::InvalidArgumentError(

@@ -6,9 +6,9 @@
 #include <bit>
 #include <iterator>
 
-#include "absl/time/clock.h"
 #include "runtime/base/check.h"
 #include "runtime/base/status_macros.h"
+#include "runtime/base/steady_now.h"
 #include "runtime/model/philox.h"
 
 namespace portolan {
@@ -98,11 +98,11 @@ absl::StatusOr<PhaseFigures> LockStep::Measure(
   const ZoneTotals before = Zones();
   const int64_t read_before = DiskBytesRead();
   num_steps_ = 0;
-  const absl::Time start = absl::Now();
+  const absl::Time start = SteadyNow();
   PORTOLAN_RETURN_IF_ERROR(phase());
   figures.tokens_per_s = static_cast<double>(sequences_.size()) *
                          static_cast<double>(tokens) /
-                         absl::ToDoubleSeconds(absl::Now() - start);
+                         absl::ToDoubleSeconds(SteadyNow() - start);
   figures.disk_bytes_per_token =
       static_cast<double>(DiskBytesRead() - read_before) /
       (static_cast<double>(sequences_.size()) *

@@ -181,7 +181,9 @@ void AddLoadFlags(CLI::App& command, BenchServeOptions& options) {
   AddSwitch(command, "--submit", options.submit,
             "Hand requests over instead of streaming their tokens: times "
             "are those of their acceptance");
-  AddFlag(command, "--seed", options.seed, "Seed of the arrivals");
+  AddSeedFlag(
+      command, [&options](uint64_t seed) { options.seed = seed; },
+      "Seed of the arrivals");
   AddFlag(command, "--patience", options.patience_s,
           "Seconds that the last ones may take before they are "
           "cancelled")

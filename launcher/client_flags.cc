@@ -34,8 +34,8 @@ void AddSamplingFields(CLI::App& command, v1::SamplingParams& params) {
   AddSetter<double>(
       command, "--min-p", [&params](double v) { params.set_min_p(v); },
       "Drop tokens less likely than this share of the likeliest");
-  AddSetter<uint64_t>(
-      command, "--seed", [&params](uint64_t v) { params.set_seed(v); },
+  AddSeedFlag(
+      command, [&params](uint64_t v) { params.set_seed(v); },
       "Seed of the sampling (default: drawn by the service)");
   AddStopFlag(command, [&params](const std::vector<std::string>& stops) {
     for (const std::string& stop : stops) params.add_stop(stop);

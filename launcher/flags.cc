@@ -1,5 +1,7 @@
 #include "launcher/flags.h"
 
+#include <limits>
+
 #include "absl/strings/ascii.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
@@ -67,6 +69,21 @@ CLI::Option* AddStopFlag(CLI::App& command,
   option->type_name("TEXT")->multi_option_policy(
       CLI::MultiOptionPolicy::TakeAll);
   return WithEnvironment(option, "--stop");
+}
+
+CLI::Option* AddSeedFlag(CLI::App& command, std::function<void(uint64_t)> set,
+                         const char* help) {
+  // CLI11 would take what is too large for the largest seed.
+  const auto parse = [](std::string_view text) -> absl::StatusOr<uint64_t> {
+    const absl::string_view number(text.data(), text.size());
+    uint64_t seed = 0;
+    if (absl::SimpleAtoi(number, &seed)) return seed;
+    return absl::InvalidArgumentError(
+        absl::StrCat("'", number, "' must be a whole number from 0 to ",
+                     std::numeric_limits<uint64_t>::max()));
+  };
+  return AddParsedFlag<uint64_t>(command, "--seed", parse, std::move(set),
+                                 help);
 }
 
 absl::StatusOr<absl::Duration> ParseDurationFlag(std::string_view text) {

@@ -69,6 +69,10 @@ CLI::Option* AddParsedFlag(
 CLI::Option* AddStopFlag(CLI::App& command,
                          std::function<void(std::vector<std::string>)> set);
 
+// --seed, of 64 bits: a larger one is an error of usage.
+CLI::Option* AddSeedFlag(CLI::App& command, std::function<void(uint64_t)> set,
+                         const char* help);
+
 // "10s", "1.5h", "7d", or a number of seconds.
 // Errors: kInvalidArgument naming the text.
 absl::StatusOr<absl::Duration> ParseDurationFlag(std::string_view text);

@@ -12,7 +12,6 @@
 #include <vector>
 
 #include "CLI/CLI.hpp"
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "comm/agreement.h"
@@ -342,17 +341,6 @@ absl::StatusOr<std::vector<Prompt>> CollectPrompts(
   return std::vector<Prompt>{prompt};
 }
 
-// CLI11 would take what is too large for the largest seed.
-absl::StatusOr<uint64_t> ParseSeed(std::string_view text) {
-  uint64_t seed = 0;
-  if (absl::SimpleAtoi(absl::string_view(text.data(), text.size()), &seed)) {
-    return seed;
-  }
-  return absl::InvalidArgumentError(
-      absl::StrCat("'", absl::string_view(text.data(), text.size()),
-                   "' must be a whole number from 0 to ", UINT64_MAX));
-}
-
 absl::Status RunGenerate(GenerateOptions options) {
   // Equal prompts without a seed of their own sample equally on every rank.
   if (!options.wishes.seed.has_value()) options.wishes.seed = 0;
@@ -384,9 +372,8 @@ void AddGenerateCommand(CLI::App& app, int& exit_code) {
           "JSONL file: {\"id\",\"prompt\", sampling fields} a line");
   input->require_option(1);
   AddSamplingOptions(*command, options->wishes);
-  AddParsedFlag<uint64_t>(
-      *command, "--seed", ParseSeed,
-      [options](uint64_t seed) { options->wishes.seed = seed; },
+  AddSeedFlag(
+      *command, [options](uint64_t seed) { options->wishes.seed = seed; },
       "Seed of every prompt without one of its own (default: 0)");
   AddSetter<std::string>(
       *command, "--format",

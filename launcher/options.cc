@@ -14,6 +14,7 @@
 #include "CLI/CLI.hpp"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
 #include "comm/agreement.h"
 #include "experts/link_model.h"
 #include "experts/memory_budget.h"
@@ -79,7 +80,10 @@ void AddSizes(CLI::App& command, JobOptions& options) {
       "Which experts to keep and to read ahead (see `portolan replay --help`)")
       ->check(CLI::Validator(
           [](const std::string& name) {
-            return std::string(CheckPolicyName(name).message());
+            // The flag is named by CLI11 too.
+            const absl::Status status = CheckPolicyName(name);
+            return std::string(
+                absl::StripPrefix(status.message(), "--policy "));
           },
           ""));
   AddFlag(command, "--prefetch-distance", options.prefetch_distance,

@@ -1,11 +1,15 @@
 #include "launcher/output_files.h"
 
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <array>
 #include <filesystem>
+#include <map>
+#include <optional>
 #include <system_error>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "runtime/base/status_macros.h"
@@ -18,7 +22,6 @@ absl::string_view View(std::string_view text) {
 }
 
 absl::Status CheckCanWriteOne(const NamedFile& wanted) {
-  if (wanted.path.empty()) return absl::OkStatus();
   const auto refuse = [&](absl::StatusCode code, const char* why) {
     return absl::Status(code, absl::StrCat(View(wanted.flag), ": cannot write ",
                                            wanted.path, ": ", why));
@@ -40,14 +43,55 @@ absl::Status CheckCanWriteOne(const NamedFile& wanted) {
   return absl::OkStatus();
 }
 
-// Also of files that are not there yet.
-bool AreOneFile(const NamedFile& one, const NamedFile& other) {
-  if (one.path.empty() || other.path.empty()) return false;
-  std::error_code ignored;
-  return std::filesystem::equivalent(one.path, other.path, ignored) ||
-         std::filesystem::weakly_canonical(one.path, ignored) ==
-             std::filesystem::weakly_canonical(other.path, ignored);
-}
+// Files by what the system knows them by, for those of a thousand ranks: each
+// is looked at once.
+class KnownFiles {
+ public:
+  // The one that is the same file as `file`, which is kept if there is none.
+  const NamedFile* FindOrKeep(const NamedFile& file) {
+    const Names names = NamesOf(file);
+    if (const NamedFile* known = Find(names)) return known;
+    Keep(names, file);
+    return nullptr;
+  }
+  const NamedFile* Find(const NamedFile& file) const {
+    return Find(NamesOf(file));
+  }
+
+ private:
+  // A file that is there has a number, however it is linked; one that is not
+  // there yet only its path.
+  struct Names {
+    std::optional<std::pair<dev_t, ino_t>> number;
+    std::filesystem::path path;
+  };
+
+  static Names NamesOf(const NamedFile& file) {
+    Names names;
+    struct stat info;
+    if (stat(file.path.c_str(), &info) == 0) {
+      names.number = {info.st_dev, info.st_ino};
+    }
+    std::error_code ignored;
+    names.path = std::filesystem::weakly_canonical(file.path, ignored);
+    return names;
+  }
+  const NamedFile* Find(const Names& names) const {
+    if (names.number.has_value()) {
+      const auto known = by_number_.find(*names.number);
+      if (known != by_number_.end()) return known->second;
+    }
+    const auto known = by_path_.find(names.path);
+    return known == by_path_.end() ? nullptr : known->second;
+  }
+  void Keep(const Names& names, const NamedFile& file) {
+    if (names.number.has_value()) by_number_.emplace(*names.number, &file);
+    by_path_.emplace(names.path, &file);
+  }
+
+  std::map<std::pair<dev_t, ino_t>, const NamedFile*> by_number_;
+  std::map<std::filesystem::path, const NamedFile*> by_path_;
+};
 
 bool IsModelFile(const std::string& name) {
   constexpr std::array<std::string_view, 3> kEnds = {
@@ -65,21 +109,22 @@ bool IsModelFile(const std::string& name) {
 
 absl::Status CheckCanWrite(const std::vector<NamedFile>& written,
                            const std::vector<NamedFile>& read) {
-  for (auto file = written.begin(); file != written.end(); ++file) {
-    PORTOLAN_RETURN_IF_ERROR(CheckCanWriteOne(*file));
-    const auto is_it = [&](const NamedFile& other) {
-      return AreOneFile(*file, other);
-    };
-    if (const auto twin = std::find_if(written.begin(), file, is_it);
-        twin != file) {
+  KnownFiles inputs;
+  for (const NamedFile& file : read) {
+    if (!file.path.empty()) inputs.FindOrKeep(file);
+  }
+  KnownFiles outputs;
+  for (const NamedFile& file : written) {
+    if (file.path.empty()) continue;
+    PORTOLAN_RETURN_IF_ERROR(CheckCanWriteOne(file));
+    if (const NamedFile* twin = outputs.FindOrKeep(file)) {
       return absl::InvalidArgumentError(absl::StrCat(
-          View(twin->flag), " and ", View(file->flag), " would both write ",
-          file->path, ": give each a file of its own"));
+          View(twin->flag), " and ", View(file.flag), " would both write ",
+          file.path, ": give each a file of its own"));
     }
-    if (const auto input = std::ranges::find_if(read, is_it);
-        input != read.end()) {
+    if (const NamedFile* input = inputs.Find(file)) {
       return absl::InvalidArgumentError(
-          absl::StrCat(View(file->flag), ": cannot write ", file->path,
+          absl::StrCat(View(file.flag), ": cannot write ", file.path,
                        ": it is ", input->path, ", which ", View(input->flag),
                        " reads; name another file"));
     }

@@ -10,9 +10,9 @@
 #include <utility>
 #include <vector>
 
-#include "absl/time/clock.h"
 #include "cluster/coordinator/mailbox.h"
 #include "cluster/coordinator/server/door.h"
+#include "runtime/base/steady_now.h"
 
 namespace portolan {
 namespace {
@@ -69,10 +69,10 @@ class DoorTest : public ::testing::Test {
   }
   std::vector<std::string> NextEvents() {
     std::vector<std::string> events;
-    const absl::Time end = absl::Now() + absl::Seconds(60);
+    const absl::Time end = SteadyNow() + absl::Seconds(60);
     // Of what was taken already a wake-up may be left.
-    while (events.empty() && absl::Now() < end) {
-      EXPECT_TRUE(events_.Take(end - absl::Now(), events));
+    while (events.empty() && SteadyNow() < end) {
+      EXPECT_TRUE(events_.Take(end - SteadyNow(), events));
     }
     return events;
   }

@@ -249,6 +249,12 @@ class StateTest(ClientCase):
         self.assertIn("nobody", self.run_client("get", "nobody",
                                                 code=1).stderr)
 
+    def test_a_seed_beyond_64_bits_is_wrong_usage(self):
+        refused = self.run_client("generate", "--prompt", "hi", "--seed",
+                                  str(1 << 64), code=2)
+        self.assertRegex(refused.stderr, r"^error: --seed: .*from 0 to "
+                                         rf"{(1 << 64) - 1}; [^\n]*\n$")
+
 
 class BatchTest(ClientCase):
     def setUp(self):

@@ -109,6 +109,11 @@ class HostileTest(unittest.TestCase):
             self.refuses(["coordinator", "--data-dir", "x", flag, value], flag,
                          wanted, codes=(2,))
 
+    def test_a_policy_that_is_none_is_named_once(self):
+        self.refuses(self.generate("--prompt", "x", "--policy", "astrology"),
+                     "error: --policy: astrology: there are all-layer",
+                     codes=(2,))
+
     def test_values_out_of_range_name_the_flag(self):
         for flag, value in (
                 ("--ranks", "300"), ("--ranks", "0"), ("--ranks", "two"),

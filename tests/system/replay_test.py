@@ -61,7 +61,9 @@ class ReplayTest(unittest.TestCase):
                              (["--ranks", "0"], "--ranks 0"),
                              (["--ranks", "1025"], "--ranks 1025"),
                              (["--policy", "fmoe", "--distance", "-1"],
-                              "--distance -1")):
+                              "--distance -1"),
+                             (["--policy", "fmoe", "--distance", "2147483647"],
+                              "--distance 2147483647")):
             error = self.refused("replay", "--trace", self.trace, *LINK, *flags)
             self.assertRegex(error, f"error: .*{named}")
             self.assertNotIn("replayed", error)
