@@ -159,6 +159,14 @@ class SlotTest(unittest.TestCase):
         service.wait_until(lambda: self.client.stats().running == 0, 5,
                            "a free slot")
 
+    def ended(self, request_id):
+        """The request once its end is on disk, which comes a little after the
+        free slot: until then it is told as running."""
+        service.wait_until(
+            lambda: self.client.get(request_id).state != "running", 5,
+            "the end of the request")
+        return self.client.get(request_id)
+
     def test_a_client_that_goes_frees_its_slot(self):
         stream = self.client.stream("The sea was calm and", **LONG_REQUEST)
         request_id = ""
@@ -171,7 +179,7 @@ class SlotTest(unittest.TestCase):
         stream.close()
 
         self.assert_slot_comes_free()
-        info = self.client.get(request_id)
+        info = self.ended(request_id)
         self.assertEqual(info.state, "cancelled")
         # One step makes one token; some are under way.
         self.assertLess(info.num_tokens, received + 40)
@@ -184,7 +192,7 @@ class SlotTest(unittest.TestCase):
         self.client.cancel(request_id)
 
         self.assert_slot_comes_free()
-        result = self.client.get(request_id)
+        result = self.ended(request_id)
         self.assertEqual((result.state, result.finish.reason),
                          ("cancelled", "cancelled"))
         self.assertLess(result.num_tokens, 300)
@@ -196,7 +204,7 @@ class SlotTest(unittest.TestCase):
         self.assertEqual(raised.exception.code,
                          grpc.StatusCode.DEADLINE_EXCEEDED)
         self.assert_slot_comes_free()
-        info = next(iter(self.client.list()))
+        info = self.ended(next(iter(self.client.list())).request_id)
         self.assertEqual(
             (info.state, info.finish.reason, info.finish.error_code),
             ("failed", "error",
