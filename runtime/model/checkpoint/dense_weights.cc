@@ -2,9 +2,7 @@
 
 #include <algorithm>
 #include <functional>
-#include <map>
 #include <memory>
-#include <optional>
 #include <set>
 #include <tuple>
 #include <utility>
@@ -14,17 +12,12 @@
 #include "absl/strings/str_join.h"
 #include "experts/expert_slot.h"
 #include "experts/quantised_expert.h"
-#include "experts/weight_conversion.h"
 #include "runtime/base/status_macros.h"
-#include "runtime/kernels/quantise.h"
-#include "runtime/model/checkpoint/block_scales.h"
+#include "runtime/model/checkpoint/dense_reader.h"
 #include "runtime/model/checkpoint/expert_tensors.h"
 
 namespace portolan {
 namespace {
-
-// Matrices pass through a staging buffer of about this size, in bands of rows.
-constexpr int64_t kStagingBytes = 8 << 20;
 
 // Plans first (finds every tensor, takes the memory), then loads.
 class DenseLoader {
@@ -34,6 +27,7 @@ class DenseLoader {
               DenseWeights& weights, WeightFormat format, bool dry = false)
       : config_(config),
         checkpoint_(checkpoint),
+        reader_(config, checkpoint),
         weights_(weights),
         format_(format),
         dry_(dry) {}
@@ -53,12 +47,6 @@ class DenseLoader {
     std::function<absl::Status(const TensorInfo&)> load;
   };
 
-  // The scales of a tensor, read when it is its turn.
-  struct Scales {
-    BlockScales scales;
-    std::vector<std::byte> bytes;
-  };
-
   // The MLP of a dense layer while it is read.
   struct DenseMlp {
     int layer = 0;
@@ -67,9 +55,6 @@ class DenseLoader {
     int matrices_left = 0;
   };
 
-  // The tensor, with its scales noted if it has any.
-  absl::StatusOr<const TensorInfo*> GetWeight(
-      const std::string& name, const std::vector<int64_t>& shape);
   absl::Status PlanLayer(int layer);
   absl::Status PlanAttention(const std::string& prefix, LayerWeights& out);
   absl::Status PlanDenseMlp(int layer, LayerWeights& out);
@@ -84,38 +69,16 @@ class DenseLoader {
                          WeightFormat format, PackedMatrix& out);
   absl::Status AddEmbedding();
 
-  absl::Status LoadVector(const TensorInfo& tensor, std::vector<float>& out);
-  absl::Status LoadMatrix(const TensorInfo& tensor, const PackedMatrix& matrix,
-                          std::byte* to);
-  // lm_head from the embedding, which is loaded.
-  absl::Status PackTied(const TensorInfo& tensor, std::byte* to);
-  // Rows of `matrix` from `first` on, a multiple of kTileOutputs, to where they
-  // belong in `to`, all of it.
-  absl::Status PackBand(const TensorInfo& tensor, std::span<const Bf16> values,
-                        int64_t first, const PackedMatrix& matrix,
-                        std::byte* to);
-  absl::Status LoadEmbedding(const TensorInfo& tensor, std::span<Bf16> rows);
-
-  // Elements [first, first + count) of the tensor as bf16, valid until the next
-  // call.
-  absl::StatusOr<std::span<const Bf16>> ReadElements(const TensorInfo& tensor,
-                                                     int64_t first,
-                                                     int64_t count);
-  absl::StatusOr<std::span<const Bf16>> ReadScaled(const TensorInfo& tensor,
-                                                   int64_t first,
-                                                   std::span<Bf16> values);
   absl::StatusOr<std::byte*> NewBuffer(int64_t bytes);
 
   const ModelConfig& config_;
   const Checkpoint& checkpoint_;
+  DenseReader reader_;
   DenseWeights& weights_;
   const WeightFormat format_;
   const bool dry_;
   int64_t buffer_bytes_ = 0;
   std::vector<Job> jobs_;
-  std::map<const TensorInfo*, Scales> scales_;
-  AlignedBuffer staging_;
-  std::vector<Bf16> unquantised_;
 };
 
 absl::Status DenseLoader::Plan() {
@@ -134,16 +97,6 @@ absl::Status DenseLoader::Plan() {
     PORTOLAN_RETURN_IF_ERROR(PlanLayer(layer));
   }
   return absl::OkStatus();
-}
-
-absl::StatusOr<const TensorInfo*> DenseLoader::GetWeight(
-    const std::string& name, const std::vector<int64_t>& shape) {
-  PORTOLAN_ASSIGN_OR_RETURN(const TensorInfo* tensor,
-                            checkpoint_.Get(name, shape));
-  PORTOLAN_ASSIGN_OR_RETURN(const std::optional<BlockScales> scales,
-                            FindBlockScales(config_, checkpoint_, *tensor));
-  if (scales) scales_[tensor].scales = *scales;
-  return tensor;
 }
 
 absl::Status DenseLoader::PlanLayer(int layer) {
@@ -213,15 +166,16 @@ absl::Status DenseLoader::PlanDenseMlp(int layer, LayerWeights& out) {
     const bool is_down = pack == PackExpertDown;
     const int64_t rows = is_down ? shape.hidden : shape.intermediate;
     const int64_t cols = is_down ? shape.intermediate : shape.hidden;
-    PORTOLAN_ASSIGN_OR_RETURN(const TensorInfo* tensor,
-                              GetWeight(absl::StrCat("model.layers.", layer,
-                                                     ".mlp.", name, ".weight"),
-                                        {rows, cols}));
+    PORTOLAN_ASSIGN_OR_RETURN(
+        const TensorInfo* tensor,
+        reader_.Find(
+            absl::StrCat("model.layers.", layer, ".mlp.", name, ".weight"),
+            {rows, cols}));
     ++mlp->matrices_left;
     jobs_.push_back(
         {tensor, [=, this, pack = pack](const TensorInfo& from) {
            PORTOLAN_ASSIGN_OR_RETURN(const std::span<const Bf16> matrix,
-                                     ReadElements(from, 0, rows * cols));
+                                     reader_.Read(from, 0, rows * cols));
            PORTOLAN_ASSIGN_OR_RETURN(std::byte* const to, ExactSlot(*mlp));
            pack(shape, matrix.data(), to);
            return --mlp->matrices_left > 0 ? absl::OkStatus()
@@ -256,9 +210,10 @@ absl::Status DenseLoader::FinishDenseMlp(DenseMlp& mlp) const {
 
 absl::Status DenseLoader::AddVector(const std::string& name, int64_t size,
                                     std::vector<float>& out) {
-  PORTOLAN_ASSIGN_OR_RETURN(const TensorInfo* tensor, GetWeight(name, {size}));
+  PORTOLAN_ASSIGN_OR_RETURN(const TensorInfo* tensor,
+                            reader_.Find(name, {size}));
   jobs_.push_back({tensor, [this, &out](const TensorInfo& from) {
-                     return LoadVector(from, out);
+                     return reader_.ReadVector(from, out);
                    }});
   return absl::OkStatus();
 }
@@ -267,13 +222,13 @@ absl::Status DenseLoader::AddMatrix(const std::string& name, int64_t rows,
                                     int64_t cols, WeightFormat format,
                                     PackedMatrix& out) {
   PORTOLAN_ASSIGN_OR_RETURN(const TensorInfo* tensor,
-                            GetWeight(name, {rows, cols}));
+                            reader_.Find(name, {rows, cols}));
   PORTOLAN_ASSIGN_OR_RETURN(std::byte * buffer,
                             NewBuffer(PackedBytes(rows, cols, format)));
   out = {.data = buffer, .n = rows, .k = cols, .format = format};
   jobs_.push_back(
       {tensor, [this, matrix = out, buffer](const TensorInfo& from) {
-         return LoadMatrix(from, matrix, buffer);
+         return reader_.ReadMatrix(from, matrix, buffer);
        }});
   return absl::OkStatus();
 }
@@ -284,7 +239,7 @@ absl::Status DenseLoader::AddEmbedding() {
   const int64_t cols = config_.hidden;
   PORTOLAN_ASSIGN_OR_RETURN(
       const TensorInfo* tensor,
-      GetWeight("model.embed_tokens.weight", {rows, cols}));
+      reader_.Find("model.embed_tokens.weight", {rows, cols}));
   PORTOLAN_ASSIGN_OR_RETURN(
       std::byte * buffer,
       NewBuffer(rows * cols * static_cast<int64_t>(sizeof(Bf16))));
@@ -298,9 +253,10 @@ absl::Status DenseLoader::AddEmbedding() {
     weights_.lm_head = {.data = head, .n = rows, .k = cols, .format = format_};
   }
   jobs_.push_back({tensor, [=, this](const TensorInfo& from) {
-                     PORTOLAN_RETURN_IF_ERROR(LoadEmbedding(from, embedding));
+                     PORTOLAN_RETURN_IF_ERROR(reader_.ReadAll(from, embedding));
                      if (head == nullptr) return absl::OkStatus();
-                     return PackTied(from, head);
+                     return reader_.Pack(from, embedding, weights_.lm_head,
+                                         head);
                    }});
   return absl::OkStatus();
 }
@@ -332,138 +288,6 @@ std::string DenseLoader::RoundedDtypes() const {
   }
   dtypes.erase("BF16");
   return absl::StrJoin(dtypes, ", ");
-}
-
-absl::Status DenseLoader::LoadVector(const TensorInfo& tensor,
-                                     std::vector<float>& out) {
-  const int64_t size = tensor.shape[0];
-  PORTOLAN_ASSIGN_OR_RETURN(const std::span<const Bf16> values,
-                            ReadElements(tensor, 0, size));
-  out.resize(values.size());
-  std::ranges::transform(values, out.begin(),
-                         [](Bf16 value) { return ToFloat(value); });
-  return absl::OkStatus();
-}
-
-// Of whole blocks of outputs, which follow each other when packed.
-int64_t RowsOfBand(int64_t row_bytes) {
-  return kTileOutputs *
-         std::max<int64_t>(1, kStagingBytes / (row_bytes * kTileOutputs));
-}
-
-absl::Status DenseLoader::LoadMatrix(const TensorInfo& tensor,
-                                     const PackedMatrix& matrix,
-                                     std::byte* to) {
-  const int64_t band =
-      RowsOfBand(static_cast<int64_t>(tensor.bytes) / matrix.n);
-  for (int64_t row = 0; row < matrix.n; row += band) {
-    const int64_t count = std::min(band, matrix.n - row);
-    PORTOLAN_ASSIGN_OR_RETURN(
-        const std::span<const Bf16> values,
-        ReadElements(tensor, row * matrix.k, count * matrix.k));
-    PORTOLAN_RETURN_IF_ERROR(PackBand(tensor, values, row, matrix, to));
-  }
-  return absl::OkStatus();
-}
-
-absl::Status DenseLoader::PackTied(const TensorInfo& tensor, std::byte* to) {
-  const PackedMatrix& matrix = weights_.lm_head;
-  const int64_t band =
-      RowsOfBand(matrix.k * static_cast<int64_t>(sizeof(Bf16)));
-  for (int64_t row = 0; row < matrix.n; row += band) {
-    const int64_t count = std::min(band, matrix.n - row);
-    PORTOLAN_RETURN_IF_ERROR(PackBand(
-        tensor,
-        weights_.embedding.subspan(static_cast<size_t>(row * matrix.k),
-                                   static_cast<size_t>(count * matrix.k)),
-        row, matrix, to));
-  }
-  return absl::OkStatus();
-}
-
-absl::Status DenseLoader::PackBand(const TensorInfo& tensor,
-                                   std::span<const Bf16> values, int64_t first,
-                                   const PackedMatrix& matrix, std::byte* to) {
-  const int64_t rows = static_cast<int64_t>(values.size()) / matrix.k;
-  to += PackedBytes(first, matrix.k, matrix.format);
-  if (matrix.format == WeightFormat::kBf16) {
-    PackMatrix(values.data(), matrix.k, rows, matrix.k,
-               reinterpret_cast<Bf16*>(to));
-    return absl::OkStatus();
-  }
-  const int64_t num_tiles = NumOutputBlocks(rows) * NumInputBlocks(matrix.k);
-  unquantised_.resize(static_cast<size_t>(num_tiles * kTileElements));
-  PackMatrix(values.data(), matrix.k, rows, matrix.k, unquantised_.data());
-  QuantisationError error;
-  if (!QuantiseTiles(matrix.format, unquantised_.data(), num_tiles, to,
-                     error)) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(checkpoint_.dir(), ": tensor ", tensor.name,
-                     " has weights that are not finite or too large for ",
-                     std::string(WeightFormatName(matrix.format)),
-                     "; use --dense-weights bf16"));
-  }
-  return absl::OkStatus();
-}
-
-absl::Status DenseLoader::LoadEmbedding(const TensorInfo& tensor,
-                                        std::span<Bf16> rows) {
-  constexpr size_t kBand = kStagingBytes / sizeof(float);
-  for (size_t first = 0; first < rows.size(); first += kBand) {
-    const size_t count = std::min(kBand, rows.size() - first);
-    PORTOLAN_ASSIGN_OR_RETURN(const std::span<const Bf16> values,
-                              ReadElements(tensor, static_cast<int64_t>(first),
-                                           static_cast<int64_t>(count)));
-    std::ranges::copy(values, rows.subspan(first).begin());
-  }
-  return absl::OkStatus();
-}
-
-absl::StatusOr<std::span<const Bf16>> DenseLoader::ReadElements(
-    const TensorInfo& tensor, int64_t first, int64_t count) {
-  const TensorDtype dtype = *LoadableDtype(tensor.dtype);  // Get() has checked
-  const auto element_bytes = static_cast<uint64_t>(BytesOf(dtype));
-  // At least as much as bf16 takes.
-  const auto bytes = static_cast<size_t>(count) *
-                     std::max<uint64_t>(element_bytes, sizeof(Bf16));
-  if (staging_.size() < bytes) {
-    PORTOLAN_ASSIGN_OR_RETURN(
-        staging_, AlignedBuffer::Allocate(
-                      std::max(bytes, static_cast<size_t>(kStagingBytes))));
-  }
-  const std::span<Bf16> values(reinterpret_cast<Bf16*>(staging_.data()),
-                               static_cast<size_t>(count));
-  if (dtype == TensorDtype::kF8E4M3) return ReadScaled(tensor, first, values);
-  const std::span<std::byte> raw = staging_.bytes().first(bytes);
-  PORTOLAN_RETURN_IF_ERROR(
-      checkpoint_.Read(tensor, static_cast<uint64_t>(first) * element_bytes,
-                       raw, ReadPurpose::kDense));
-  ConvertToBf16(dtype, raw, values);
-  return values;
-}
-
-absl::StatusOr<std::span<const Bf16>> DenseLoader::ReadScaled(
-    const TensorInfo& tensor, int64_t first, std::span<Bf16> values) {
-  Scales& scales = scales_.at(&tensor);
-  if (scales.bytes.empty()) {
-    scales.bytes.resize(static_cast<size_t>(scales.scales.bytes));
-    PORTOLAN_RETURN_IF_ERROR(checkpoint_.Read({.file = scales.scales.file,
-                                               .offset = scales.scales.offset,
-                                               .bytes = scales.scales.bytes,
-                                               .dtype = scales.scales.dtype},
-                                              scales.bytes,
-                                              ReadPurpose::kDense));
-  }
-  const std::span<std::byte> raw =
-      std::as_writable_bytes(values).last(values.size());
-  PORTOLAN_RETURN_IF_ERROR(checkpoint_.Read(
-      tensor, static_cast<uint64_t>(first), raw, ReadPurpose::kDense));
-  if (ConvertBlocksToBf16(scales.scales, scales.bytes, raw, first, values)) {
-    return values;
-  }
-  return absl::DataLossError(absl::StrCat(scales.scales.file, ": tensor ",
-                                          tensor.name,
-                                          "_scale_inv: a scale is not finite"));
 }
 
 absl::StatusOr<std::byte*> DenseLoader::NewBuffer(int64_t bytes) {
