@@ -6,6 +6,7 @@ Inside unwound_by_signals() they are put back after SIGINT, SIGTERM and SIGHUP
 too, and the program that run() waits for is ended."""
 
 import contextlib
+import fcntl
 import mmap
 import os
 import pathlib
@@ -63,6 +64,23 @@ def write(path, value):
         pathlib.Path(path).write_text(str(value))
     except OSError as error:
         raise Skipped(f"{path}: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def alone_in(directory):
+    """Two benches would write the same models, and disturb each other's
+    rounds. SystemExit where another one is at work there."""
+    lock = os.open(directory, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SystemExit(
+                f"{directory}: another bench is at work there; wait for its "
+                "end or name another directory") from None
+        yield
+    finally:
+        os.close(lock)
 
 
 def cpu_name():

@@ -176,5 +176,17 @@ class SignalTest(unittest.TestCase):
         self.ended_by(signal.SIGHUP)
 
 
+class AloneTest(unittest.TestCase):
+    def test_a_second_bench_in_the_directory_is_refused_until_the_first_ends(
+            self):
+        with tempfile.TemporaryDirectory() as name:
+            with machine.alone_in(name):
+                with self.assertRaisesRegex(SystemExit, f"{name}: another"):
+                    with machine.alone_in(name):
+                        pass
+            with machine.alone_in(name):
+                pass
+
+
 if __name__ == "__main__":
     unittest.main()

@@ -5,12 +5,13 @@ import dataclasses
 # Of the experts and, after a slash, of the other matrices. The peer has one
 # type for a whole file.
 PEER_TYPE = {"bf16": None, "int8": "Q8_0", "int4": "Q4_0"}
-WEIGHTS = ("bf16", "int8", "int4", "int8/int8", "int4/int8")
+WEIGHTS = ("bf16", "int8", "int4", "int8/int8", "int4/int8", "int4/int4")
 
 ALL = [
     "tg128", "pp512", "b8", "b32", "tg128@1", "pp512@1",
     "tg128:int8", "tg128:int8/int8", "pp512:int8", "b8:int8", "b32:int8",
-    "tg128:int4", "tg128:int4/int8", "pp512:int4", "b8:int4", "b32:int4",
+    "tg128:int4", "tg128:int4/int8", "tg128:int4/int4", "pp512:int4",
+    "b8:int4", "b32:int4",
     "s-tg128", "s-tg128@1",
     "limit50", "limit30",
     "limit50:int8", "limit30:int8", "limit50:int8/int8", "limit30:int8/int8",

@@ -41,8 +41,8 @@ A measurement is NAME[@THREADS][:WEIGHTS], where NAME is
   own30, own50        likewise, but of the bytes that the peer's model has in
                       these WEIGHTS: limit50 all but holds an int8 model
 and WEIGHTS is bf16 (default), int8 (beside Q8_0) or int4 (beside Q4_0): of the
-experts. int8/int8 and int4/int8 quantise Portolan's other matrices too, as the
-peer's types do.
+experts. int8/int8, int4/int8 and int4/int4 quantise Portolan's other matrices
+too, as the peer's types do.
 Results are appended to --results, so that rounds can be run in pieces.
 """
 
@@ -203,6 +203,8 @@ def main():
             args.results = args.results or scratch / "results.jsonl"
         results = peer_results.Results(args.results)
         if not args.print:
+            args.models.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(machine.alone_in(args.models))
             run_all(args, results)
         print(peer_results.Tables(results).text())
     return 0
@@ -218,7 +220,6 @@ def run_all(args, results):
         if reason:
             missing.append(f"no real-time priority: skipped: {reason}")
             args.realtime = 0
-    args.models.mkdir(parents=True, exist_ok=True)
     models = peer_programs.Models(args.models, args.venv / "bin" / "python")
     how = {"models": models, "realtime": args.realtime, "timeout": args.timeout}
     portolan = peer_programs.Portolan(
