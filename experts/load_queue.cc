@@ -9,6 +9,8 @@ namespace portolan {
 
 LoadQueue::LoadQueue(const Limits& limits)
     : limits_(limits), loads_(static_cast<size_t>(limits.num_slots)) {
+  demand_.reserve(loads_.size());
+  speculative_.reserve(loads_.size());
   for (int32_t i = limits.num_staging; i > 0; --i) {
     free_staging_.push_back(i - 1);
   }
@@ -35,7 +37,7 @@ bool LoadQueue::Promote(int32_t slot) {
   promoted.read_class = ReadClass::kDemand;
   spec_under_way_ -= promoted.under_way;
   demand_under_way_ += promoted.under_way;
-  if (std::erase(speculative_, slot) > 0) demand_.push_front(slot);
+  if (std::erase(speculative_, slot) > 0) demand_.insert(demand_.begin(), slot);
   --num_speculative_;
   return true;
 }
@@ -50,7 +52,7 @@ std::optional<LoadQueue::Chunk> LoadQueue::Next() {
   return NextOf(speculative_);
 }
 
-std::optional<LoadQueue::Chunk> LoadQueue::NextOf(std::deque<int32_t>& queue) {
+std::optional<LoadQueue::Chunk> LoadQueue::NextOf(std::vector<int32_t>& queue) {
   // Usually the first; one that was failed and waits for staging lets others
   // pass that have theirs.
   for (auto slot = queue.begin(); slot != queue.end(); ++slot) {
@@ -103,7 +105,7 @@ LoadQueue::Outcome LoadQueue::EndAttempt(int32_t slot, absl::Status& status) {
     failed.next_chunk = 0;
     failed.num_done = 0;
     failed.status = absl::OkStatus();
-    demand_.push_front(slot);
+    demand_.insert(demand_.begin(), slot);
     return Outcome::kUnderWay;
   }
   status = std::move(failed.status);

@@ -1,7 +1,6 @@
 #pragma once
 
 #include <cstdint>
-#include <deque>
 #include <optional>
 #include <vector>
 
@@ -95,15 +94,17 @@ class LoadQueue {
                                             : spec_under_way_;
   }
   // The first of `queue` that can go, removed from it with its last chunk.
-  std::optional<Chunk> NextOf(std::deque<int32_t>& queue);
+  std::optional<Chunk> NextOf(std::vector<int32_t>& queue);
   bool HaveStaging(Load& load);
   Outcome EndAttempt(int32_t slot, absl::Status& status);
   void Dequeue(int32_t slot);
 
   const Limits limits_;
-  std::vector<Load> loads_;          // by slot
-  std::deque<int32_t> demand_;       // slots with chunks to submit
-  std::deque<int32_t> speculative_;  // the same
+  std::vector<Load> loads_;  // by slot
+  // Slots with chunks to submit, the next one first. Short, and with room for
+  // all slots, so that a step allocates nothing.
+  std::vector<int32_t> demand_;
+  std::vector<int32_t> speculative_;
   std::vector<int32_t> free_staging_;
   int32_t demand_under_way_ = 0;
   int32_t spec_under_way_ = 0;

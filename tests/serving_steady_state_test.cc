@@ -1,6 +1,9 @@
 // What a decode step must not do once it is under way: allocate.
 
 #include <gtest/gtest.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <cstdlib>
@@ -8,6 +11,7 @@
 #include <new>
 #include <nlohmann/json.hpp>
 
+#include "runtime/base/aligned_buffer.h"
 #include "runtime/serving/step_loop.h"
 #include "tests/model_fixture.h"
 
@@ -16,10 +20,14 @@ namespace {
 std::atomic<bool> g_counting{false};
 std::atomic<int64_t> g_allocations{0};
 
-void* CountedAllocation(size_t size, size_t alignment) {
+void Count() {
   if (g_counting.load(std::memory_order_relaxed)) {
     g_allocations.fetch_add(1, std::memory_order_relaxed);
   }
+}
+
+void* CountedAllocation(size_t size, size_t alignment) {
+  Count();
   void* memory = alignment <= alignof(std::max_align_t)
                      ? std::malloc(size)
                      : std::aligned_alloc(alignment, (size + alignment - 1) /
@@ -41,6 +49,14 @@ void operator delete(void* memory, std::align_val_t) noexcept {
 }
 void operator delete(void* memory, size_t, std::align_val_t) noexcept {
   std::free(memory);
+}
+
+// In place of the library's: buffers, scratch and KV pages come from here.
+extern "C" void* mmap(void* at, size_t length, int protection, int flags,
+                      int file, off_t offset) noexcept {
+  Count();
+  return reinterpret_cast<void*>(
+      syscall(SYS_mmap, at, length, protection, flags, file, offset));
 }
 
 namespace portolan {
@@ -120,8 +136,9 @@ TEST(SteadyStateTest, TheCounterCounts) {
   g_allocations = 0;
   g_counting = true;
   delete new int;
+  EXPECT_TRUE(AlignedBuffer::Allocate(1).ok());
   g_counting = false;
-  EXPECT_EQ(g_allocations, 1);
+  EXPECT_EQ(g_allocations, 2);
 }
 
 TEST(SteadyStateTest, DecodingAllocatesNothing) {
@@ -137,6 +154,24 @@ TEST(SteadyStateTest, DecodingOnSeveralThreadsAllocatesNothing) {
 TEST(SteadyStateTest, RanksThatExchangeTokensAllocateNothing) {
   EXPECT_EQ(AllocationsOf(BundledModel(3)), 0);
 }
+
+// Policies that foretell, evict and load in every step.
+class FetchingSteadyStateTest : public testing::TestWithParam<const char*> {};
+
+TEST_P(FetchingSteadyStateTest, FetchingExpertsAllocatesNothing) {
+  JobOptions options = BundledModel();
+  options.expert_memory = "25%";
+  options.policy = GetParam();
+  EXPECT_EQ(AllocationsOf(options), 0);
+}
+
+INSTANTIATE_TEST_SUITE_P(Policies, FetchingSteadyStateTest,
+                         testing::Values("lru", "gate-1", "fmoe", "adaptive"),
+                         [](const auto& policy) {
+                           std::string name = policy.param;
+                           std::erase(name, '-');
+                           return name;
+                         });
 
 TEST(SteadyStateTest, AProfileIsKeptWithoutAllocationAndCoversTheSteps) {
   JobOptions options = BundledModel();

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "runtime/base/status_macros.h"
 #include "runtime/kernels/product_runner.h"
 
 namespace portolan {
@@ -30,6 +31,16 @@ void Prefetch(const std::byte* from, int64_t bytes) {
   constexpr int64_t kLineBytes = 64;
   for (int64_t i = 0; i < bytes; i += kLineBytes) __builtin_prefetch(from + i);
 }
+
+// Query rows that a task takes of `num_rows`, of which each has so many bytes
+// of scores.
+int64_t QueryRowsOfTask(int64_t heads, int64_t row_bytes, int64_t num_rows) {
+  return std::clamp<int64_t>(
+      std::min(kMaxRows / heads, kScoreBytes / row_bytes), 1, num_rows);
+}
+
+// Odd multiples of a cache line: rows do not fall into the same set.
+int64_t ScoreStride(int64_t num_pages) { return num_pages * kPageTokens + 16; }
 
 int64_t FirstVisible(int64_t position, int64_t window) {
   return window == 0 ? 0 : std::max<int64_t>(0, position - window + 1);
@@ -65,6 +76,31 @@ AttentionRunner::AttentionRunner(const KernelTable& table, ThreadPool& pool)
       pool_(pool),
       workspaces_(static_cast<size_t>(pool.num_threads())) {}
 
+absl::Status AttentionRunner::Reserve(const KvLayout& layout, int num_heads,
+                                      int64_t positions) {
+  const int64_t heads = num_heads / layout.num_kv_heads;
+  const int64_t rows = RoundUp(std::max(heads, kMaxRows), kTileRows);
+  const int64_t stride =
+      ScoreStride((positions + kPageTokens - 1) / kPageTokens);
+  // A task of one query row has the longest rows of scores; the others stay
+  // within kScoreBytes, but for padding.
+  const int64_t scores = std::max(
+      (heads + kTileRows) * stride,
+      kScoreBytes / 4 + kTileRows * stride + kMaxRows * ScoreStride(1));
+  const int64_t prepared =
+      rows * std::max(NumInputBlocks(layout.head_dim) * kTileInputs,
+                      kPagesPerPass * kPageTokens);
+  const int64_t values = rows * NumOutputBlocks(layout.head_dim) * kTileOutputs;
+  for (Workspace& workspace : workspaces_) {
+    PORTOLAN_RETURN_IF_ERROR(workspace.scores.Reserve(scores * 4));
+    PORTOLAN_RETURN_IF_ERROR(workspace.prepared.Reserve(prepared * 4));
+    PORTOLAN_RETURN_IF_ERROR(workspace.values.Reserve(values * 4));
+    PORTOLAN_RETURN_IF_ERROR(workspace.sums.Reserve(rows * 4));
+    PORTOLAN_RETURN_IF_ERROR(workspace.pointers.Reserve(rows * 8));
+  }
+  return absl::OkStatus();
+}
+
 void AttentionRunner::Run(const Call& call,
                           std::span<const Kernels::Sequence> sequences) {
   const int64_t work = PlanTasks(call, sequences);
@@ -91,9 +127,7 @@ int64_t AttentionRunner::PlanTasks(
   for (const Kernels::Sequence& sequence : sequences) {
     const int64_t keys = sequence.first_position + sequence.num_rows;
     const int64_t row_bytes = heads * keys * 4;
-    const int64_t step =
-        std::clamp<int64_t>(std::min(kMaxRows / heads, kScoreBytes / row_bytes),
-                            1, sequence.num_rows);
+    const int64_t step = QueryRowsOfTask(heads, row_bytes, sequence.num_rows);
     const int64_t chunks = (sequence.num_rows + step - 1) / step;
     for (int64_t chunk = chunks - 1; chunk >= 0; --chunk) {
       const int64_t end =
@@ -122,8 +156,7 @@ void AttentionRunner::RunTask(const Call& call, const Task& task,
   frame.first_page =
       FirstVisible(first_position + task.begin, call.window) / kPageTokens;
   frame.num_pages = last / kPageTokens + 1 - frame.first_page;
-  // Odd multiples of a cache line: rows do not fall into the same set.
-  frame.score_stride = frame.num_pages * kPageTokens + 16;
+  frame.score_stride = ScoreStride(frame.num_pages);
   frame.kernel = call.layout->dtype == ActivationDtype::kF32
                      ? &table_.f32_weights
                      : &ChooseKernel(table_, call.q->dtype, frame.rows);

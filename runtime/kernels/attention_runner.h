@@ -4,6 +4,7 @@
 #include <span>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "runtime/base/thread_pool.h"
 #include "runtime/kernels/kernel_table.h"
 #include "runtime/kernels/kernels.h"
@@ -31,6 +32,11 @@ class AttentionRunner {
   };
 
   AttentionRunner(const KernelTable& table, ThreadPool& pool);
+
+  // Memory for sequences of so many positions, on every thread, so that Run()
+  // allocates none however they grow.
+  absl::Status Reserve(const KvLayout& layout, int num_heads,
+                       int64_t positions);
 
   void Run(const Call& call, std::span<const Kernels::Sequence> sequences);
 

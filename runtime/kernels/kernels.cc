@@ -246,6 +246,11 @@ void Kernels::AppendKv(const KvLayout& layout,
   }
 }
 
+absl::Status Kernels::ReserveAttention(const KvLayout& layout, int num_heads,
+                                       int64_t positions) {
+  return attention_->Reserve(layout, num_heads, positions);
+}
+
 void Kernels::Attention(const KvLayout& layout,
                         std::span<const Sequence> sequences,
                         const ActivationView& q, int num_heads, float scale,

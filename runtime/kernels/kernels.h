@@ -6,6 +6,7 @@
 #include <span>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "runtime/base/matrix_view.h"
 #include "runtime/base/thread_pool.h"
 #include "runtime/kernels/activation.h"
@@ -33,8 +34,9 @@ struct Product;
 // product over them has the bits of one over that bf16 matrix.
 //
 // Shapes are the caller's promise (PORTOLAN_CHECK where cheap). Nothing is
-// allocated once the largest shapes have been seen. Thread-compatible: one call
-// at a time; several objects may share a pool if their calls do not overlap.
+// allocated once the largest shapes have been seen, or reserved.
+// Thread-compatible: one call at a time; several objects may share a pool if
+// their calls do not overlap.
 class Kernels {
  public:
   // Requires CpuSupports(path). `pool` must outlive the object.
@@ -115,6 +117,12 @@ class Kernels {
   // writes them into the pages.
   void AppendKv(const KvLayout& layout, std::span<const Sequence> sequences,
                 MatrixView<const float> k, MatrixView<const float> v);
+
+  // Makes room for sequences of up to so many positions, so that Attention()
+  // allocates nothing as they grow.
+  // Errors: kResourceExhausted.
+  absl::Status ReserveAttention(const KvLayout& layout, int num_heads,
+                                int64_t positions);
 
   // Causal attention of q rows, [rows, num_heads * head_dim], over all
   // positions up to their own, or the last `window` of them if that is not 0.

@@ -15,6 +15,7 @@ constexpr int64_t kColsPerCall = kBlocksPerCall * kTileOutputs;
 // Rows that are prepared at a time: a multiple of every kernel's group that
 // keeps them, prepared, in about this much of the second-level cache.
 constexpr int64_t kMaxRows = 96;
+constexpr int64_t kMaxRowGroup = 32;
 constexpr int64_t kPreparedBytes = 384 * 1024;
 
 // Blocks of K that are unpacked at a time: two output blocks of them leave room
@@ -91,6 +92,7 @@ void ProductRunner::Run(std::span<const Product> products) {
   shapes_.clear();
   for (const Product& product : products) {
     PORTOLAN_CHECK(product.x->cols == product.w.k);
+    if (product.w.k > reserved_k_) ReserveFor(product.w.k);
     shapes_.push_back({.rows = product.rows,
                        .blocks = NumOutputBlocks(product.w.n),
                        .k_blocks = NumInputBlocks(product.w.k)});
@@ -108,6 +110,17 @@ void ProductRunner::Run(std::span<const Product> products) {
   }
   FlushDenormals();
   for (int64_t i = 0; i < num_tasks; ++i) run(i, 0);
+}
+
+void ProductRunner::ReserveFor(int64_t k) {
+  const int64_t row = NumInputBlocks(k) * kTileInputs * 4;
+  for (Workspace& workspace : workspaces_) {
+    workspace.x.Get<std::byte>(std::max(kPreparedBytes, kMaxRowGroup * row));
+    workspace.w.Get<Bf16>(kBlocksPerCall * kUnpackedKBlocks * kTileElements);
+    workspace.c.Get<float>(kMaxRows * kColsPerCall);
+    workspace.pointers.Get<const void*>(kMaxRows);
+  }
+  reserved_k_ = k;
 }
 
 void ProductRunner::RunTask(const Product& product, const ProductTask& task,
@@ -136,7 +149,7 @@ void ProductRunner::RunTask(const Product& product, const ProductTask& task,
   args.w_block_stride = direct ? block_bytes : k_blocks * kTileElements;
   args.w_end = w + task.block_end * block_bytes;
   args.c_stride = kColsPerCall;
-  args.c = workspace.c.Get<float>(RoundUp(chunk, 32) * kColsPerCall);
+  args.c = workspace.c.Get<float>(RoundUp(chunk, kMaxRowGroup) * kColsPerCall);
   std::byte* prepared =
       workspace.x.Get<std::byte>(RoundUp(chunk, kernel.row_group) * k_blocks *
                                  kTileInputs * kernel.x_element_bytes);

@@ -48,6 +48,10 @@ class ProductRunner {
     Scratch pointers;
   };
 
+  // Room in every workspace for products of so many inputs: who runs a task is
+  // not known before, and a thread that runs its first one late shall not
+  // allocate then.
+  void ReserveFor(int64_t k);
   void RunTask(const Product& product, const ProductTask& task,
                Workspace& workspace) const;
   void Finish(const Product& product, int64_t first_row, int64_t rows,
@@ -56,6 +60,7 @@ class ProductRunner {
   const KernelTable& table_;
   ThreadPool& pool_;
   std::vector<Workspace> workspaces_;  // [thread]
+  int64_t reserved_k_ = 0;
   std::vector<ProductShape> shapes_;
   std::vector<ProductTask> tasks_;
 };

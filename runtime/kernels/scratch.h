@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "absl/status/status.h"
 #include "runtime/base/aligned_buffer.h"
 #include "runtime/base/check.h"
 
@@ -21,11 +22,20 @@ class Scratch {
     return reinterpret_cast<T*>(buffer_.data());
   }
 
+  // So that requests up to `bytes` do not grow it. Memory that is never written
+  // takes address space only.
+  // Errors: kResourceExhausted.
+  absl::Status Reserve(int64_t bytes) {
+    if (static_cast<size_t>(bytes) <= buffer_.size()) return absl::OkStatus();
+    auto reserved = AlignedBuffer::Allocate(static_cast<size_t>(bytes));
+    if (!reserved.ok()) return reserved.status();
+    buffer_ = *std::move(reserved);
+    return absl::OkStatus();
+  }
+
  private:
   void Grow(size_t bytes) {
-    auto grown = AlignedBuffer::Allocate(bytes + bytes / 4);
-    PORTOLAN_CHECK(grown.ok());
-    buffer_ = *std::move(grown);
+    PORTOLAN_CHECK(Reserve(static_cast<int64_t>(bytes + bytes / 4)).ok());
   }
 
   AlignedBuffer buffer_;

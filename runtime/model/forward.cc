@@ -167,11 +167,13 @@ absl::Status ForwardPass::Allocate() {
   const int64_t kv_cols = int64_t{config.num_kv_heads} * config.head_dim;
   const auto chosen = static_cast<size_t>(max_tokens * config.top_k);
   // No sequence is longer than what the KV cache can hold.
+  const int64_t positions = RopePositions(config, parts_.kv.num_pages());
   PORTOLAN_ASSIGN_OR_RETURN(
       RopeTable rope,
-      RopeTable::Create(RopeFrequencies(config.rope),
-                        RopePositions(config, parts_.kv.num_pages())));
+      RopeTable::Create(RopeFrequencies(config.rope), positions));
   rope_ = std::make_unique<RopeTable>(std::move(rope));
+  PORTOLAN_RETURN_IF_ERROR(
+      parts_.kernels.ReserveAttention(kv_layout_, config.num_heads, positions));
   Buffers& b = *buffers_;
   b.tokens.reserve(static_cast<size_t>(max_tokens));
   b.positions.reserve(static_cast<size_t>(max_tokens));
