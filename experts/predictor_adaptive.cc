@@ -3,42 +3,28 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
-#include <optional>
-#include <utility>
+#include <memory>
 
 #include "absl/container/flat_hash_map.h"
+#include "experts/adaptive_inputs.h"
+#include "experts/adaptive_lessons.h"
 #include "experts/adaptive_sources.h"
 #include "experts/adaptive_trajectories.h"
 #include "experts/hints.h"
 #include "experts/history.h"
-#include "runtime/base/check.h"
 
 namespace portolan {
 namespace {
 
-using adaptive::Input;
-using adaptive::kAhead;
-using adaptive::kBias;
-using adaptive::kMean;
-using adaptive::kNumInputs;
-using adaptive::kPopularity;
-using adaptive::kRecent;
-using adaptive::kSemantic;
-using adaptive::kToken;
-using adaptive::kTrajectory;
+using adaptive::Inputs;
+using adaptive::Lessons;
 using adaptive::SequenceUse;
 using adaptive::SourceScores;
 using adaptive::Trajectories;
 
-constexpr float kTokenPrior = 2;  // visits that the prior counts for
-constexpr float kLearningRate = 0.01f;
 constexpr size_t kNeighbours = 8;  // of a semantic search
 constexpr float kNeighbourSharpness = 20;
 constexpr int64_t kSearchInterval = 32;  // tokens between semantic searches
-// Tokens of a step that mixers learn from: evenly spread, for a long prompt
-// teaches little more than a part of it.
-constexpr int64_t kLearnTokens = 4;
-constexpr size_t kNumInStep = 3;  // foresights within the step
 // Steps between measured ones: a prime, for prompts come in rhythms of 8 and 16
 // where batches of equal length run.
 constexpr int64_t kScoreInterval = 13;
@@ -67,56 +53,22 @@ class AdaptivePredictor final : public Predictor {
   const Histogram* match_scores() const override { return &match_scores_; }
 
  private:
-  // What the mixers said of a token that they learn from, by place: a layer,
-  // or LessonPlace() within the step.
-  struct Lesson {
-    int64_t row = -1;                       // of the step; -1: none
-    int64_t sequence = -1;                  // kNextStep only
-    std::vector<float> inputs = {};         // [places, kNumInputs, experts]
-    std::vector<float> probabilities = {};  // [places, experts]
-  };
-
   size_t Cell(int32_t layer) const {
     return static_cast<size_t>(layer) * experts_;
-  }
-  size_t LessonPlace(Foresight foresight, int32_t layer) const {
-    return static_cast<size_t>(foresight) * layers_ +
-           static_cast<size_t>(layer);
-  }
-  Mixer& MixerOf(Foresight foresight, int32_t layer) {
-    return history_.mixers()[LessonPlace(foresight, layer)];
-  }
-  MatrixView<const float> Inputs() const {
-    return {inputs_, static_cast<int64_t>(kNumInputs),
-            static_cast<int64_t>(experts_)};
-  }
-  std::span<float> InputRow(Input input) {
-    return std::span(inputs_).subspan(input * experts_, experts_);
   }
 
   void AddSlices(const StepTokens& tokens);
   SequenceUse& StateOf(int64_t sequence);
   void SearchSemantic(SequenceUse& state);
   void RewardNeighbours(const SequenceUse& state);
-  void ChooseLessons();
   // Foretells `layer` for all tokens; `ahead`: the gate's look-ahead, or empty.
   void Foretell(Foresight foresight, int32_t layer,
                 MatrixView<const float> ahead);
   // Foretells `layer` for the token after the last one of each sequence.
   void ForetellNextStep(int32_t layer);
-  void FillSequenceInputs(const SequenceUse& state, int32_t layer);
-  // What `table` knows of a token.
-  void FillToken(const TokenTable& table, int32_t token,
-                 const SequenceUse& state, int32_t layer);
-  void FillAhead(std::span<const float> probabilities);
-  void KeepLesson(size_t place, Lesson& lesson);
-  void LearnLessons(const LayerObservation& observation);
-  void Learn(const Lesson& lesson, size_t place, Mixer& mixer);
   bool measuring() const { return steps_ % kScoreInterval == 0; }
   bool measuring_next() const { return (steps_ + 1) % kScoreInterval == 0; }
   void LearnToken(SequenceUse& state, int64_t row);
-  // The matched map's view of a token; false if it was not searched for.
-  bool FillTrajectory(int64_t row, int32_t layer);
 
   const PredictorShape shape_;
   const size_t layers_;
@@ -130,17 +82,14 @@ class AdaptivePredictor final : public Predictor {
   std::vector<int32_t> token_ids_;  // [rows]
   std::vector<int32_t> choices_;    // [rows, num_layers, top_k]
   std::vector<float> expected_;     // [2 * num_layers, num_experts]
-  std::vector<Lesson> lessons_;     // the first num_lessons_ are in use
-  size_t num_lessons_ = 0;
   Histogram match_scores_ = MatchScoreHistogram();
   Trajectories trajectories_;
-  Lesson pending_;  // about the next step
-  Lesson due_;      // about this one, from the last
+  Lessons lessons_;
   int64_t steps_ = 0;
   SourceScores scores_;
 
   // Scratch.
-  std::vector<float> inputs_;         // [kNumInputs, num_experts]
+  Inputs inputs_;
   std::vector<float> probabilities_;  // [num_experts]
   std::vector<float> used_;           // [num_experts]
   std::vector<float> map_;            // [num_layers, num_experts]
@@ -155,25 +104,17 @@ AdaptivePredictor::AdaptivePredictor(const PredictorShape& shape,
       distances_{1, 2, std::max(3, 2 * shape.num_layers)},
       history_(history),
       expected_(2 * layers_ * experts_),
-      lessons_(kLearnTokens),
       trajectories_(shape, history.iterations(), match_scores_),
+      lessons_(shape, history.mixers()),
       scores_(shape.num_layers, shape.num_experts, shape.top_k),
-      inputs_(kNumInputs * experts_),
+      inputs_(shape.num_experts),
       probabilities_(experts_),
       used_(experts_),
-      map_(layers_ * experts_) {
-  const auto make_room = [this](Lesson& lesson, size_t places) {
-    lesson.inputs.resize(places * kNumInputs * experts_);
-    lesson.probabilities.resize(places * experts_);
-  };
-  for (Lesson& lesson : lessons_) make_room(lesson, kNumInStep * layers_);
-  make_room(pending_, layers_);
-  make_room(due_, layers_);
-}
+      map_(layers_ * experts_) {}
 
 void AdaptivePredictor::BeginStep(const StepTokens& tokens) {
   AddSlices(tokens);
-  ChooseLessons();
+  lessons_.BeginStep(tokens, steps_);
   trajectories_.BeginStep(tokens.embeddings.Row(0), token_ids_.size());
   if (measuring()) scores_.BeginStep();
   if (measuring_next()) scores_.BeginNextStep();
@@ -240,108 +181,30 @@ void AdaptivePredictor::SearchSemantic(SequenceUse& state) {
   if (state.tokens == 0) state.BeginAsForetold();
 }
 
-void AdaptivePredictor::ChooseLessons() {
-  const int64_t rows = std::ssize(token_ids_);
-  num_lessons_ = static_cast<size_t>(std::min(rows, kLearnTokens));
-  for (size_t i = 0; i < num_lessons_; ++i) {
-    lessons_[i].row =
-        static_cast<int64_t>(i) * rows / static_cast<int64_t>(num_lessons_);
-  }
-  std::swap(pending_, due_);
-  due_.row = -1;
-  for (const Slice& slice : slices_) {
-    if (slice.sequence == due_.sequence) due_.row = slice.first_row;
-  }
-  pending_.sequence =
-      slices_[static_cast<size_t>(steps_) % slices_.size()].sequence;
-}
-
-void AdaptivePredictor::FillSequenceInputs(const SequenceUse& state,
-                                           int32_t layer) {
-  const auto fill = [&](Input input, const float* probabilities) {
-    const std::span<float> row = InputRow(input);
-    for (size_t e = 0; e < experts_; ++e) row[e] = Stretch(probabilities[e]);
-  };
-  const size_t cell = Cell(layer);
-  std::ranges::fill(InputRow(kBias), 1.0f);
-  fill(kPopularity, history_.popularity().data() + cell);
-  fill(kRecent, state.recent.data() + cell);
-  fill(kMean, state.mean.data() + cell);
-  fill(kSemantic, state.semantic.data() + cell);
-  std::ranges::fill(InputRow(kAhead), 0.0f);
-  std::ranges::fill(InputRow(kTrajectory), 0.0f);
-}
-
-void AdaptivePredictor::FillToken(const TokenTable& table, int32_t token,
-                                  const SequenceUse& state, int32_t layer) {
-  const TokenTable::Entry entry = table.Find(token, layer);
-  const float* const mean = state.mean.data() + Cell(layer);
-  const std::span<float> input = InputRow(kToken);
-  const float scale = 1.0f / (static_cast<float>(entry.visits) + kTokenPrior);
-  for (size_t e = 0; e < experts_; ++e) {
-    const float count =
-        entry.counts.empty() ? 0.0f : static_cast<float>(entry.counts[e]);
-    input[e] = Stretch((count + kTokenPrior * mean[e]) * scale);
-  }
-}
-
-void AdaptivePredictor::FillAhead(std::span<const float> probabilities) {
-  float sum = 0;
-  for (const float p : probabilities) sum += p;
-  // 0 where the gate is as undecided as can be.
-  const float scale = sum > 0 ? static_cast<float>(experts_) / sum : 0.0f;
-  const std::span<float> input = InputRow(kAhead);
-  for (size_t e = 0; e < experts_; ++e) {
-    input[e] = FastLog(probabilities[e] * scale + 0.003f);
-  }
-}
-
-bool AdaptivePredictor::FillTrajectory(int64_t row, int32_t layer) {
-  const std::span<float> input = InputRow(kTrajectory);
-  const bool known = trajectories_.Find(row, layer, input);
-  if (known) {
-    for (float& value : input) value = Stretch(value);
-  } else {
-    std::ranges::fill(input, 0.0f);
-  }
-  return known;
-}
-
-void AdaptivePredictor::KeepLesson(size_t place, Lesson& lesson) {
-  const auto cell = static_cast<std::ptrdiff_t>(place * experts_);
-  std::ranges::copy(
-      inputs_,
-      lesson.inputs.begin() + cell * static_cast<std::ptrdiff_t>(kNumInputs));
-  std::ranges::copy(probabilities_, lesson.probabilities.begin() + cell);
-}
-
 void AdaptivePredictor::Foretell(Foresight foresight, int32_t layer,
                                  MatrixView<const float> ahead) {
   const auto expected = std::span(expected_).subspan(Cell(layer), experts_);
   std::ranges::fill(expected, 0.0f);
-  const Mixer& mixer = MixerOf(foresight, layer);
+  const Mixer& mixer = lessons_.MixerOf(foresight, layer);
   for (const Slice& slice : slices_) {
-    FillSequenceInputs(*slice.state, layer);
+    inputs_.FillSequence(history_.popularity(), *slice.state, layer);
     for (int64_t i = 0; i < slice.num_rows; ++i) {
       const int64_t row = slice.first_row + i;
-      FillToken(history_.tokens(), token_ids_[static_cast<size_t>(row)],
-                *slice.state, layer);
+      inputs_.FillToken(history_.tokens(), token_ids_[static_cast<size_t>(row)],
+                        *slice.state, layer);
       bool knows_trajectory = false;
       if (ahead.rows() > 0) {
-        FillAhead(ahead.Row(row));
-        knows_trajectory = FillTrajectory(row, layer);
+        inputs_.FillAhead(ahead.Row(row));
+        knows_trajectory = inputs_.FillTrajectory(trajectories_, row, layer);
       }
-      mixer.Mix(Inputs(), probabilities_);
+      mixer.Mix(inputs_.rows(), probabilities_);
       for (size_t e = 0; e < experts_; ++e)
         expected[e] += HintOf(probabilities_[e]);
       if (measuring()) {
-        scores_.Add(foresight, layer, Inputs(), knows_trajectory,
+        scores_.Add(foresight, layer, inputs_.rows(), knows_trajectory,
                     probabilities_);
       }
-      for (size_t lesson = 0; lesson < num_lessons_; ++lesson) {
-        if (lessons_[lesson].row != row) continue;
-        KeepLesson(LessonPlace(foresight, layer), lessons_[lesson]);
-      }
+      lessons_.Keep(foresight, layer, row, inputs_.rows(), probabilities_);
     }
   }
 }
@@ -350,22 +213,22 @@ void AdaptivePredictor::ForetellNextStep(int32_t layer) {
   const auto expected =
       std::span(expected_).subspan(Cell(shape_.num_layers + layer), experts_);
   std::ranges::fill(expected, 0.0f);
-  const Mixer& mixer = MixerOf(Foresight::kNextStep, layer);
+  const Mixer& mixer = lessons_.MixerOf(Foresight::kNextStep, layer);
   for (const Slice& slice : slices_) {
-    FillSequenceInputs(*slice.state, layer);
+    inputs_.FillSequence(history_.popularity(), *slice.state, layer);
     const int64_t last = slice.first_row + slice.num_rows - 1;
-    FillToken(history_.followers(), token_ids_[static_cast<size_t>(last)],
-              *slice.state, layer);
-    mixer.Mix(Inputs(), probabilities_);
+    inputs_.FillToken(history_.followers(),
+                      token_ids_[static_cast<size_t>(last)], *slice.state,
+                      layer);
+    mixer.Mix(inputs_.rows(), probabilities_);
     for (size_t e = 0; e < experts_; ++e)
       expected[e] += HintOf(probabilities_[e]);
     if (measuring_next()) {
-      scores_.Add(Foresight::kNextStep, layer, Inputs(),
+      scores_.Add(Foresight::kNextStep, layer, inputs_.rows(),
                   /*knows_trajectory=*/false, probabilities_);
     }
-    if (slice.sequence == pending_.sequence) {
-      KeepLesson(static_cast<size_t>(layer), pending_);
-    }
+    lessons_.KeepNextStep(layer, slice.sequence, inputs_.rows(),
+                          probabilities_);
   }
 }
 
@@ -381,7 +244,7 @@ void AdaptivePredictor::Observe(const LayerObservation& observation) {
                 (row * layers_ + static_cast<size_t>(layer)) * top_k));
   }
   if (measuring()) scores_.Count(layer, observation.experts);
-  LearnLessons(observation);
+  lessons_.Learn(observation);
   trajectories_.Observe(observation);
   if (observation.ahead2.rows() > 0) {
     Foretell(Foresight::kLayerAfter, layer + 2, observation.ahead2);
@@ -389,41 +252,6 @@ void AdaptivePredictor::Observe(const LayerObservation& observation) {
   if (observation.ahead1.rows() > 0) {
     Foretell(Foresight::kNextLayer, layer + 1, observation.ahead1);
   }
-}
-
-void AdaptivePredictor::LearnLessons(const LayerObservation& observation) {
-  const int32_t layer = observation.layer;
-  const auto mark_used = [&](int64_t row) {
-    const auto top_k = static_cast<size_t>(shape_.top_k);
-    std::ranges::fill(used_, 0.0f);
-    for (const int32_t expert :
-         observation.experts.subspan(static_cast<size_t>(row) * top_k, top_k)) {
-      used_[static_cast<size_t>(expert)] = 1.0f;
-    }
-  };
-  for (size_t i = 0; i < num_lessons_; ++i) {
-    mark_used(lessons_[i].row);
-    for (int32_t f = 0; f < static_cast<int32_t>(kNumInStep); ++f) {
-      if (layer < f) continue;  // nobody looked ahead so far
-      const auto foresight = static_cast<Foresight>(f);
-      Learn(lessons_[i], LessonPlace(foresight, layer),
-            MixerOf(foresight, layer));
-    }
-  }
-  if (due_.row < 0) return;
-  mark_used(due_.row);
-  Learn(due_, static_cast<size_t>(layer), MixerOf(Foresight::kNextStep, layer));
-}
-
-void AdaptivePredictor::Learn(const Lesson& lesson, size_t place,
-                              Mixer& mixer) {
-  const size_t cell = place * experts_;
-  mixer.Learn(
-      {std::span(lesson.inputs)
-           .subspan(cell * kNumInputs, kNumInputs * experts_),
-       static_cast<int64_t>(kNumInputs), static_cast<int64_t>(experts_)},
-      std::span(lesson.probabilities).subspan(cell, experts_), used_,
-      kLearningRate);
 }
 
 void AdaptivePredictor::Predict(int32_t layer, int32_t /*distance*/,
@@ -502,14 +330,15 @@ std::vector<PredictionMetrics> AdaptivePredictor::metrics() const {
 
 std::vector<Mixer> InitialMixers(int32_t num_layers) {
   std::vector<Mixer> mixers(kNumForesights * static_cast<size_t>(num_layers),
-                            Mixer(kNumInputs));
+                            Mixer(adaptive::kNumInputs));
   for (size_t i = 0; i < mixers.size(); ++i) {
     const std::span<float> weights = mixers[i].weights();
-    weights[kRecent] = 0.15f;
-    weights[kMean] = 0.15f;
-    weights[kSemantic] = 0.2f;
-    weights[kToken] = 0.5f;
-    weights[kAhead] = i >= static_cast<size_t>(num_layers) ? 0.5f : 0.0f;
+    weights[adaptive::kRecent] = 0.15f;
+    weights[adaptive::kMean] = 0.15f;
+    weights[adaptive::kSemantic] = 0.2f;
+    weights[adaptive::kToken] = 0.5f;
+    weights[adaptive::kAhead] =
+        i >= static_cast<size_t>(num_layers) ? 0.5f : 0.0f;
   }
   return mixers;
 }

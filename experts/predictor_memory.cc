@@ -41,9 +41,9 @@ int64_t EamBytes(const PredictorShape& shape, const HistoryShape& history,
 int64_t AdaptiveBytes(const PredictorShape& shape, const HistoryShape& history,
                       int32_t sequences) {
   const int64_t cells = CellsOf(shape);
-  // What predictor_adaptive.cc keeps: trajectories of the first tokens, lessons
-  // of some tokens at three foresights and of the next step twice, sums for two
-  // steps, and what each source said alone.
+  // What the adaptive predictor keeps: trajectories of the first tokens,
+  // lessons of some tokens at three foresights and of the next step twice, sums
+  // for two steps, and what each source said alone.
   constexpr int64_t kTracks = 4;
   constexpr int64_t kLessons = 4 * 3 + 2;
   constexpr int64_t kSources = 12;
