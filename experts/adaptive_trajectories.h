@@ -7,6 +7,7 @@
 
 #include "experts/expert_map_store.h"
 #include "experts/predictor.h"
+#include "experts/trajectory_search.h"
 
 namespace portolan::adaptive {
 

@@ -1,5 +1,8 @@
 #include "experts/dot_rows.h"
 
+#include <cmath>
+#include <numeric>
+
 namespace portolan {
 namespace {
 
@@ -64,6 +67,14 @@ void DotSparseRows(const uint8_t* values, const uint16_t* index,
     }
     out[r] += scale[r] * sum;
   }
+}
+
+float SquaredNorm(std::span<const float> values) {
+  return std::inner_product(values.begin(), values.end(), values.begin(), 0.0f);
+}
+
+float InverseNorm(float square) {
+  return square > 0 ? 1.0f / std::sqrt(square) : 0.0f;
 }
 
 }  // namespace portolan

@@ -25,4 +25,8 @@ void DotSparseRows(const uint8_t* values, const uint16_t* index,
                    const float* scale, size_t top_m, size_t num_rows,
                    std::span<const float> query, float* out);
 
+// |values|^2, and 1 / |values| of that; the inverse of 0 is 0.
+float SquaredNorm(std::span<const float> values);
+float InverseNorm(float square);
+
 }  // namespace portolan

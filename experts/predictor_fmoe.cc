@@ -7,6 +7,7 @@
 #include "experts/history.h"
 #include "experts/prediction_score.h"
 #include "experts/predictor_maps.h"
+#include "experts/trajectory_search.h"
 
 namespace portolan {
 namespace {

@@ -11,6 +11,7 @@
 #include "absl/functional/function_ref.h"
 #include "absl/strings/str_format.h"
 #include "experts/expert_map_store.h"
+#include "experts/trajectory_search.h"
 #include "launcher/bench.h"
 #include "launcher/console.h"
 #include "launcher/flags.h"

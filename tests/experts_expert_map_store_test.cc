@@ -12,6 +12,7 @@
 #include "experts/hints.h"
 #include "experts/history.h"
 #include "experts/predictor_maps.h"
+#include "experts/trajectory_search.h"
 
 namespace portolan {
 namespace {
