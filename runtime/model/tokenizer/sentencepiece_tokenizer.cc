@@ -5,7 +5,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "runtime/model/tokenizer/decoder.h"
+#include "runtime/model/tokenizer/decode_stages.h"
 #include "runtime/model/tokenizer/sentencepiece_model.h"
 #include "runtime/model/tokenizer/unicode.h"
 

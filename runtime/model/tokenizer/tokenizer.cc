@@ -9,7 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "runtime/base/check.h"
 #include "runtime/base/status_macros.h"
-#include "runtime/model/tokenizer/decoder.h"
+#include "runtime/model/tokenizer/decode_stages.h"
 #include "runtime/model/tokenizer/json_tokenizer.h"
 #include "runtime/model/tokenizer/sentencepiece_tokenizer.h"
 
