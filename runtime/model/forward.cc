@@ -3,105 +3,22 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
-#include <numeric>
 #include <utility>
 
 #include "runtime/base/bf16.h"
 #include "runtime/base/check.h"
 #include "runtime/base/status_macros.h"
+#include "runtime/model/forward_buffers.h"
 #include "runtime/model/gate.h"
 
 namespace portolan {
 namespace {
-
-// A growable-once matrix of f32: [max_rows, cols].
-class FloatRows {
- public:
-  absl::Status Allocate(int64_t max_rows, int64_t cols) {
-    cols_ = cols;
-    PORTOLAN_ASSIGN_OR_RETURN(
-        buffer_, AlignedBuffer::Allocate(static_cast<size_t>(max_rows * cols) *
-                                         sizeof(float)));
-    return absl::OkStatus();
-  }
-
-  int64_t cols() const { return cols_; }
-  float* data() const { return reinterpret_cast<float*>(buffer_.data()); }
-
-  // The first `rows` rows.
-  MatrixView<float> First(int64_t rows) const {
-    return {buffer_.As<float>().first(static_cast<size_t>(rows * cols_)), rows,
-            cols_};
-  }
-  MatrixView<const float> ConstFirst(int64_t rows) const {
-    return {buffer_.As<const float>().first(static_cast<size_t>(rows * cols_)),
-            rows, cols_};
-  }
-
- private:
-  AlignedBuffer buffer_;
-  int64_t cols_ = 0;
-};
-
-// Rows of activations as they enter a matrix: bf16 or f32, padded with zeros.
-class ActivationMatrix {
- public:
-  absl::Status Allocate(int64_t max_rows, int64_t cols, ActivationDtype dtype) {
-    cols_ = cols;
-    dtype_ = dtype;
-    PORTOLAN_ASSIGN_OR_RETURN(
-        buffer_, AlignedBuffer::Allocate(static_cast<size_t>(
-                     max_rows * PaddedCols(cols) * BytesOf(dtype))));
-    return absl::OkStatus();
-  }
-
-  ActivationView First(int64_t rows) const {
-    return {.data = buffer_.data(),
-            .dtype = dtype_,
-            .rows = rows,
-            .cols = cols_,
-            .stride = PaddedCols(cols_)};
-  }
-
- private:
-  AlignedBuffer buffer_;
-  int64_t cols_ = 0;
-  ActivationDtype dtype_ = ActivationDtype::kBf16;
-};
 
 const float* BiasOrNull(const std::vector<float>& bias) {
   return bias.empty() ? nullptr : bias.data();
 }
 
 }  // namespace
-
-// Everything a step writes, allocated once.
-struct ForwardPass::Buffers {
-  std::vector<ForwardSequence> sequences;
-  int64_t num_tokens = 0;
-  std::vector<StepToken> tokens;
-  std::vector<int32_t> positions;
-  std::vector<Kernels::Sequence> attention;
-  std::vector<std::byte*> pages;  // of all sequences, one layer
-
-  FloatRows hidden;  // residual stream
-  FloatRows delta;   // what the last block adds to it
-  FloatRows normed;  // f32, for the gate
-  FloatRows q, k, v;
-  FloatRows probabilities;
-  FloatRows look_ahead[2];
-  FloatRows look_ahead_normed;
-  ActivationMatrix look_ahead_act;  // written along with it, not read
-  FloatRows logit_hidden, logit_delta, logits;
-  ActivationMatrix normed_act;
-  ActivationMatrix gate_input;  // f32, where hidden is no multiple of 32
-  ActivationMatrix q_act;
-  ActivationMatrix attended;
-  ActivationMatrix logit_act;
-  std::vector<int32_t> experts;
-  std::vector<float> weights;
-  std::vector<int32_t> all_rows;  // 0, 1, 2, ...: for dense blocks
-};
 
 absl::StatusOr<std::unique_ptr<ForwardPass>> ForwardPass::Create(
     const Options& options, const Parts& parts) {
@@ -118,7 +35,7 @@ ForwardPass::ForwardPass(const Options& options, const Parts& parts)
                  .dtype = options.activations},
       attention_scale_(1.0f /
                        std::sqrt(static_cast<float>(parts.config.head_dim))),
-      buffers_(new Buffers) {
+      buffers_(std::make_unique<ForwardBuffers>()) {
   const ExpertShape dense = DenseMlpShape(parts.config);
   if (dense.intermediate > 0) {
     dense_ffn_ = std::make_unique<ExpertFfn>(
@@ -160,12 +77,6 @@ int64_t ForwardPass::num_tokens() const { return buffers_->num_tokens; }
 
 absl::Status ForwardPass::Allocate() {
   const ModelConfig& config = parts_.config;
-  const int64_t max_tokens = options_.max_tokens;
-  const int64_t max_logits = options_.max_logit_rows;
-  const ActivationDtype dtype = options_.activations;
-  const int64_t q_cols = int64_t{config.num_heads} * config.head_dim;
-  const int64_t kv_cols = int64_t{config.num_kv_heads} * config.head_dim;
-  const auto chosen = static_cast<size_t>(max_tokens * config.top_k);
   // No sequence is longer than what the KV cache can hold.
   const int64_t positions = RopePositions(config, parts_.kv.num_pages());
   PORTOLAN_ASSIGN_OR_RETURN(
@@ -174,41 +85,8 @@ absl::Status ForwardPass::Allocate() {
   rope_ = std::make_unique<RopeTable>(std::move(rope));
   PORTOLAN_RETURN_IF_ERROR(
       parts_.kernels.ReserveAttention(kv_layout_, config.num_heads, positions));
-  Buffers& b = *buffers_;
-  b.tokens.reserve(static_cast<size_t>(max_tokens));
-  b.positions.reserve(static_cast<size_t>(max_tokens));
-  b.pages.reserve(static_cast<size_t>(parts_.kv.num_pages()));
-  b.all_rows.resize(static_cast<size_t>(max_tokens));
-  std::iota(b.all_rows.begin(), b.all_rows.end(), 0);
-  b.experts.resize(chosen);
-  b.weights.resize(chosen);
-  for (FloatRows* rows : {&b.hidden, &b.delta, &b.normed}) {
-    PORTOLAN_RETURN_IF_ERROR(rows->Allocate(max_tokens, config.hidden));
-  }
-  PORTOLAN_RETURN_IF_ERROR(b.q.Allocate(max_tokens, q_cols));
-  PORTOLAN_RETURN_IF_ERROR(b.k.Allocate(max_tokens, kv_cols));
-  PORTOLAN_RETURN_IF_ERROR(b.v.Allocate(max_tokens, kv_cols));
-  PORTOLAN_RETURN_IF_ERROR(
-      b.probabilities.Allocate(max_tokens, config.num_experts));
-  if (LookAhead() > 0) {
-    PORTOLAN_RETURN_IF_ERROR(
-        b.look_ahead_normed.Allocate(max_tokens, config.hidden));
-    PORTOLAN_RETURN_IF_ERROR(
-        b.look_ahead_act.Allocate(max_tokens, config.hidden, dtype));
-    for (FloatRows& rows : b.look_ahead) {
-      PORTOLAN_RETURN_IF_ERROR(rows.Allocate(max_tokens, config.num_experts));
-    }
-  }
-  PORTOLAN_RETURN_IF_ERROR(
-      b.normed_act.Allocate(max_tokens, config.hidden, dtype));
-  PORTOLAN_RETURN_IF_ERROR(
-      b.gate_input.Allocate(max_tokens, config.hidden, ActivationDtype::kF32));
-  PORTOLAN_RETURN_IF_ERROR(b.q_act.Allocate(max_tokens, q_cols, dtype));
-  PORTOLAN_RETURN_IF_ERROR(b.attended.Allocate(max_tokens, q_cols, dtype));
-  PORTOLAN_RETURN_IF_ERROR(b.logit_hidden.Allocate(max_logits, config.hidden));
-  PORTOLAN_RETURN_IF_ERROR(
-      b.logit_act.Allocate(max_logits, config.hidden, dtype));
-  return b.logits.Allocate(max_logits, config.vocab_size);
+  return buffers_->Allocate(options_, config, parts_.kv.num_pages(),
+                            LookAhead() > 0);
 }
 
 int ForwardPass::LookAhead() const {
@@ -217,7 +95,7 @@ int ForwardPass::LookAhead() const {
 
 // Lines up the rows of the step: which token, at which position, of whom.
 void ForwardPass::Place() {
-  Buffers& b = *buffers_;
+  ForwardBuffers& b = *buffers_;
   b.tokens.clear();
   b.positions.clear();
   b.attention.clear();
@@ -239,7 +117,7 @@ void ForwardPass::Place() {
 }
 
 void ForwardPass::Embed() {
-  Buffers& b = *buffers_;
+  ForwardBuffers& b = *buffers_;
   const MatrixView<float> hidden = b.hidden.First(b.num_tokens);
   for (int64_t row = 0; row < b.num_tokens; ++row) {
     const std::span<const Bf16> embedding =
@@ -255,7 +133,7 @@ void ForwardPass::Embed() {
 // Adds what the block before left in `delta` to the residual stream, unless
 // this is the first block.
 void ForwardPass::NormBlockInput(int32_t layer) {
-  Buffers& b = *buffers_;
+  ForwardBuffers& b = *buffers_;
   const ModelConfig& config = parts_.config;
   const std::span<const float> weight =
       parts_.weights.layers[static_cast<size_t>(layer)].input_norm;
@@ -272,7 +150,7 @@ void ForwardPass::NormBlockInput(int32_t layer) {
 
 // Leaves the output of the layer's attention in `delta`.
 void ForwardPass::Attend(int32_t layer) {
-  Buffers& b = *buffers_;
+  ForwardBuffers& b = *buffers_;
   const ModelConfig& config = parts_.config;
   const LayerWeights& w = parts_.weights.layers[static_cast<size_t>(layer)];
   Kernels& kernels = parts_.kernels;
@@ -302,7 +180,7 @@ void ForwardPass::Attend(int32_t layer) {
 // Norm and rotation of q and k; k and v go to the KV cache, q to `q_act`.
 void ForwardPass::RotateAndStore(int32_t layer) {
   const ProfileScope zone(parts_.profile, Zone::kHeads, layer);
-  Buffers& b = *buffers_;
+  ForwardBuffers& b = *buffers_;
   const ModelConfig& config = parts_.config;
   const LayerWeights& w = parts_.weights.layers[static_cast<size_t>(layer)];
   Kernels& kernels = parts_.kernels;
@@ -317,7 +195,7 @@ void ForwardPass::RotateAndStore(int32_t layer) {
 }
 
 void ForwardPass::PointToPages(int32_t layer) {
-  Buffers& b = *buffers_;
+  ForwardBuffers& b = *buffers_;
   b.pages.clear();
   for (const ForwardSequence& sequence : b.sequences) {
     for (const int32_t page : sequence.pages) {
@@ -333,7 +211,7 @@ void ForwardPass::PointToPages(int32_t layer) {
 
 // Leaves the output of the layer's experts in `delta`.
 absl::Status ForwardPass::RunExperts(int32_t layer, int32_t moe_layer) {
-  Buffers& b = *buffers_;
+  ForwardBuffers& b = *buffers_;
   const GateOutput gate = RunGate(layer, moe_layer);
   std::span<const Fp16> hints;
   if (parts_.observer != nullptr) {
@@ -360,7 +238,7 @@ absl::Status ForwardPass::RunExperts(int32_t layer, int32_t moe_layer) {
 // Adds what attention left in `delta`; the norm goes to `normed_act`, unrounded
 // to `normed`.
 void ForwardPass::NormExpertInput(int32_t layer) {
-  Buffers& b = *buffers_;
+  ForwardBuffers& b = *buffers_;
   parts_.kernels.AddRmsNorm(
       b.hidden.First(b.num_tokens), b.delta.ConstFirst(b.num_tokens),
       parts_.weights.layers[static_cast<size_t>(layer)].post_attention_norm,
@@ -369,7 +247,7 @@ void ForwardPass::NormExpertInput(int32_t layer) {
 
 GateOutput ForwardPass::RunGate(int32_t layer, int32_t moe_layer) {
   const ProfileScope zone(parts_.profile, Zone::kGate, layer);
-  Buffers& b = *buffers_;
+  ForwardBuffers& b = *buffers_;
   NormExpertInput(layer);
   const auto chosen = static_cast<size_t>(b.num_tokens * parts_.config.top_k);
   ComputeGate(layer, b.normed.First(b.num_tokens),
@@ -391,7 +269,7 @@ GateOutput ForwardPass::RunGate(int32_t layer, int32_t moe_layer) {
 // Leaves the output of the layer's dense block in `delta`.
 void ForwardPass::RunDenseBlock(int32_t layer) {
   const ProfileScope zone(parts_.profile, Zone::kDense, layer);
-  Buffers& b = *buffers_;
+  ForwardBuffers& b = *buffers_;
   NormExpertInput(layer);
   const auto all = std::span<const int32_t>(b.all_rows)
                        .first(static_cast<size_t>(b.num_tokens));
@@ -431,7 +309,7 @@ void ForwardPass::ComputeGate(int32_t layer, MatrixView<float> normed,
 
 // What the gates of the next MoE layers say to the present hidden state.
 void ForwardPass::LookAheadFrom(int32_t layer, GateOutput& gate) {
-  Buffers& b = *buffers_;
+  ForwardBuffers& b = *buffers_;
   int32_t ahead = layer;
   for (int distance = 0; distance < LookAhead(); ++distance) {
     do {
@@ -453,7 +331,7 @@ void ForwardPass::LookAheadFrom(int32_t layer, GateOutput& gate) {
 
 MatrixView<const float> ForwardPass::Logits() {
   const ProfileScope zone(parts_.profile, Zone::kLogits);
-  Buffers& b = *buffers_;
+  ForwardBuffers& b = *buffers_;
   const MatrixView<float> hidden = b.hidden.First(b.num_tokens);
   const MatrixView<float> delta = b.delta.First(b.num_tokens);
   const MatrixView<float> picked =

@@ -18,6 +18,8 @@
 
 namespace portolan {
 
+struct ForwardBuffers;
+
 // Of which tokens of a sequence a step returns the logits.
 enum class LogitRows { kNone, kLast, kAll };
 
@@ -86,8 +88,6 @@ class ForwardPass {
   int64_t rope_bytes() const;
 
  private:
-  struct Buffers;
-
   ForwardPass(const Options& options, const Parts& parts);
   absl::Status Allocate();
   int LookAhead() const;
@@ -114,7 +114,7 @@ class ForwardPass {
   const float attention_scale_;
   std::unique_ptr<RopeTable> rope_;
   std::unique_ptr<ExpertFfn> dense_ffn_;  // null without dense layers
-  std::unique_ptr<Buffers> buffers_;
+  std::unique_ptr<ForwardBuffers> buffers_;
 };
 
 }  // namespace portolan
