@@ -109,10 +109,14 @@ void AddBenchExchangeCommand(CLI::App& bench, int& exit_code) {
   CLI::App* command = bench.add_subcommand(
       "exchange", "Time of the token exchange for made-up routing");
   AddWorldOptions(*command, options->world);
-  AddFlag(*command, "--routing", options->patterns, "Routing patterns")
+  AddFlag(*command, "--routing", options->patterns,
+          "Routing patterns, with commas between")
+      ->delimiter(',')
       ->check(
           CLI::IsMember({"uniform", "zipf", "all-to-one", "one-empty-rank"}));
-  AddFlag(*command, "--tokens", options->tokens, "Tokens of each rank")
+  AddFlag(*command, "--tokens", options->tokens,
+          "Tokens of each rank, with commas between")
+      ->delimiter(',')
       ->check(CLI::Range(0, 1 << 20));
   AddFlag(*command, "--hidden", options->config.hidden, "Values of a row")
       ->check(CLI::Range(32, 1 << 16));

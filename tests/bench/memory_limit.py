@@ -71,6 +71,12 @@ def to_bytes(text):
     return int(float(match[1]) * UNITS[match[2]])
 
 
+def has_pack(directory):
+    """Of the model as it is: quantised ones lie beside it."""
+    return any("int8" not in file.name and "int4" not in file.name
+               for file in directory.glob("*.portolan-pack"))
+
+
 def forget_pages(model):
     """Asks the kernel to drop the model from the page cache."""
     for file in model.glob("*.safetensors"):
@@ -134,7 +140,7 @@ def measure_all(a):
         bench = runs.Runs(a.build, a.model, empty)
         pack_dir = a.pack_dir or a.model
         for source in a.sources.split(","):
-            if source == "pack" and not list(pack_dir.glob("*.portolan-pack")):
+            if source == "pack" and not has_pack(pack_dir):
                 bench.call("pack", "--model", a.model, "--pack-dir", pack_dir)
             for limit in a.limits.split(","):
                 for policy in a.policies.split(","):

@@ -109,7 +109,7 @@ class ResultsTest(unittest.TestCase):
             *(line("b8", "llama.cpp", value) for value in (20, 10, 12)),
             *(line("b8", "Portolan", value) for value in (24, 30, 31)))
         self.assertIn("| b8 | 12.0 [10.0-20.0] | 30.0 [24.0-31.0] | 2.50 "
-                      "| 25 / 25 % | 5 / 5 MB | - | - |", table)
+                      "| 25 / 25 % | 5 / 5 MB |\n", table + "\n")
 
     def test_every_peer_has_a_column_and_a_ratio(self):
         table = self.table(
@@ -133,6 +133,17 @@ class ResultsTest(unittest.TestCase):
         self.assertIn("| limit50, read-ahead 128 KiB | 5.00 ", table)
         self.assertIn("200.0 MB/token; 1.00 GB/s / 100.0 MB/token; 2.00 GB/s "
                       "| 2.00 GB/s / 2.00 GB/s |", table)
+
+    def test_memory_and_limits_have_tables_of_their_own(self):
+        table = self.table(
+            *(line("b8", program, 10)
+              for program in ("llama.cpp", "ik_llama.cpp", "Portolan")),
+            *(line("limit50", program, 5, read_ahead=128)
+              for program in ("llama.cpp", "Portolan")))
+        self.assertIn("| tokens/s | llama.cpp | ik_llama.cpp | Portolan | ratio "
+                      "| other load | peak memory |\n", table)
+        self.assertIn("| tokens/s | llama.cpp | Portolan | ratio | other load "
+                      "| peak memory | disk in decode | disk before |\n", table)
 
     def test_what_was_refused_says_why(self):
         refused = {"case": "limit50", "phase": "decode", "read_ahead": 128,

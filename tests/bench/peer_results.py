@@ -5,8 +5,8 @@ import statistics
 import sys
 
 OURS = "Portolan"
-TITLES = ["ratio", "other load", "peak memory", "disk in decode",
-          "disk before"]
+TITLES = ["ratio", "other load", "peak memory"]
+DISK_TITLES = ["disk in decode", "disk before"]
 
 
 class Results:
@@ -44,20 +44,19 @@ class Results:
 
 
 class Tables:
+    """One of the measurements in memory and one of those under a limit, each
+    with the programs that took part."""
+
     def __init__(self, results):
         self.results = results
-        measured = [line for line in results.lines if "case" in line]
-        self.peers = list(dict.fromkeys(
-            line["program"] for line in measured if line["program"] != OURS))
-        self.programs = [*self.peers, OURS]
-        self.cases = list(dict.fromkeys(
-            (line["case"], line["read_ahead"], line["phase"])
-            for line in measured))
 
     def text(self):
-        titles = ["tokens/s", *self.programs, *TITLES]
-        return "\n".join([*self.head(), table_row(titles),
-                          "|" + "---|" * len(titles), *self.rows()])
+        measured = [line for line in self.results.lines if "case" in line]
+        parts = [[line for line in measured if line["read_ahead"] is None],
+                 [line for line in measured if line["read_ahead"] is not None]]
+        tables = [Table(self.results, part) for part in parts if part]
+        return "\n".join([*self.head(),
+                          "\n\n".join(table.text() for table in tables)])
 
     def head(self):
         """Each command with what ran, said once where it is the same."""
@@ -70,6 +69,24 @@ class Tables:
                 told = line["about"]
                 yield from ["", *(f"- {fact}" for fact in told), ""]
         yield ""
+
+
+class Table:
+    def __init__(self, results, measured):
+        self.results = results
+        self.limited = measured[0]["read_ahead"] is not None
+        self.peers = list(dict.fromkeys(
+            line["program"] for line in measured if line["program"] != OURS))
+        self.programs = [*self.peers, OURS]
+        self.cases = list(dict.fromkeys(
+            (line["case"], line["read_ahead"], line["phase"])
+            for line in measured))
+
+    def text(self):
+        titles = ["tokens/s", *self.programs, *TITLES,
+                  *(DISK_TITLES if self.limited else [])]
+        return "\n".join([table_row(titles), "|" + "---|" * len(titles),
+                          *self.rows()])
 
     def rows(self):
         for case, kib, phase in self.cases:
@@ -92,8 +109,8 @@ class Tables:
 
         cells = [self.speed(case, program, kib, phase)
                  for program in self.programs]
-        disk = ["-", "-"] if kib is None else [
-            each(self.disk), each(self.disk_before)]
+        disk = ([each(self.disk), each(self.disk_before)] if self.limited
+                else [])
         return table_row([name, *cells, each(ratio, self.peers),
                           each(self.load) + " %", each(self.peak) + " MB",
                           *disk])
