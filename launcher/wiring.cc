@@ -126,7 +126,7 @@ void RankRuntime::WireThreads() {
   allowed_cpus_ = AllowedCpus();
   ThreadPlan plan =
       PlanThreads(allowed_cpus_, options_.threads, place.rank, place.size);
-  numa_nodes_ = NumaNodesOf(plan.cpus);
+  numa_nodes_ = MemoryNodes(plan, allowed_cpus_);
   pool_ = std::make_unique<ThreadPool>(plan.num_threads, std::move(plan.cpus));
   const CpuPath path = options_.activations == ActivationDtype::kF32
                            ? CpuPath::kScalar

@@ -126,7 +126,7 @@ class RankRuntime {
   ObserverChain observers_;
   std::vector<std::string> notices_;  // of the wiring
   std::vector<int> allowed_cpus_;     // of this process
-  std::vector<int> numa_nodes_;  // of this rank's threads; empty: not bound
+  std::vector<int> numa_nodes_;       // MemoryNodes()
   int64_t expert_slot_bytes_ = 0;
   bool experts_resident_ = false;  // all of this rank
   HintMerge hint_merge_ = HintMerge::kSum;

@@ -83,6 +83,21 @@ TEST(CpuTopologyTest, ARankOverSeveralNodesHasAllOfThem) {
   EXPECT_THAT(NumaNodesOf({}), IsEmpty());
 }
 
+TEST(CpuTopologyTest, ARankHasItsMemoryWhereItsThreadsMayRun) {
+  const FakedMachine machine("numa:2 core:4 pu:1");
+  const std::vector<int> cpus = AllowedCpus();
+
+  const ThreadPlan bound = PlanThreads(cpus, 4, 1, 2);
+  const ThreadPlan floating = PlanThreads(cpus, 2, 0, 1);
+
+  EXPECT_THAT(MemoryNodes(bound, cpus), ElementsAre(1));
+  EXPECT_THAT(floating.cpus, IsEmpty());
+  EXPECT_THAT(MemoryNodes(floating, cpus), ElementsAre(0, 1));
+  // A launcher has bound the process to the second node.
+  EXPECT_THAT(MemoryNodes(floating, {cpus.begin() + 4, cpus.end()}),
+              ElementsAre(1));
+}
+
 TEST(CpuTopologyTest, MemoryThatTheSystemWillNotPlaceStaysUsable) {
   const FakedMachine machine("numa:2 core:1 pu:1");
   std::vector<std::byte> memory(1 << 16);

@@ -136,4 +136,9 @@ ThreadPlan PlanThreads(const std::vector<int>& allowed_cpus, int requested,
   return plan;
 }
 
+std::vector<int> MemoryNodes(const ThreadPlan& plan,
+                             const std::vector<int>& allowed_cpus) {
+  return NumaNodesOf(plan.cpus.empty() ? allowed_cpus : plan.cpus);
+}
+
 }  // namespace portolan

@@ -45,4 +45,10 @@ struct ThreadPlan {
 ThreadPlan PlanThreads(const std::vector<int>& allowed_cpus, int requested,
                        int local_rank, int local_size);
 
+// The NUMA nodes for a rank's memory: those of its threads' CPUs. Threads that
+// are not bound wander over all allowed CPUs, and memory spread over the nodes
+// of these serves them best.
+std::vector<int> MemoryNodes(const ThreadPlan& plan,
+                             const std::vector<int>& allowed_cpus);
+
 }  // namespace portolan
