@@ -1,15 +1,18 @@
 #include <chrono>
 #include <cstdlib>
 #include <filesystem>
+#include <functional>
 #include <future>
 #include <map>
 #include <memory>
+#include <semaphore>
 #include <set>
 #include <string>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "cluster/coordinator/server/expert_maps_service.h"
+#include "cluster/coordinator/sqlite.h"
 #include "grpcpp/grpcpp.h"
 #include "gtest/gtest.h"
 #include "proto/expert_map.grpc.pb.h"
@@ -325,6 +328,100 @@ TEST(ExpertMapsServiceTest, StatisticsDoNotWaitForASearch) {
 
   EXPECT_EQ(rows_seen, (std::vector<uint64_t>{0, 1}));
   EXPECT_EQ(service->stats().stores.front().rows, 2u);
+}
+
+// Holds the thread that writes: before each write it waits to be let on.
+class WriterGate {
+ public:
+  void Wait() {
+    arrived_.release();
+    go_on_.acquire();
+  }
+  std::function<void()> hook() {
+    return [this] { Wait(); };
+  }
+  // Returns once the writer is before its next write.
+  void AwaitWriter() { arrived_.acquire(); }
+  void LetOn() { go_on_.release(); }
+  void LetOnForGood() { go_on_.release(1000); }
+
+ private:
+  std::counting_semaphore<> arrived_{0};
+  std::counting_semaphore<> go_on_{0};
+};
+
+std::string NewDatabase(const std::string& name) {
+  const std::string path =
+      (std::filesystem::path(testing::TempDir()) / name).string();
+  std::filesystem::remove(path);
+  return path;
+}
+
+TEST(ExpertMapsServiceTest, RowsAreRefusedWhileTooManyBytesWaitForTheDisk) {
+  WriterGate gate;
+  Server server({.database = NewDatabase("pending.db"),
+                 .max_pending_bytes = 10'000,
+                 .before_writing = gate.hook()});
+  ASSERT_TRUE(server.Append(Key(1, 0), std::string(6'000, 'a')).ok());
+  gate.AwaitWriter();
+
+  const grpc::Status large = server.Append(Key(0, 1), std::string(6'000, 'b'));
+  const grpc::Status small = server.Append(Key(1, 1), "c");
+
+  EXPECT_EQ(large.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_NE(large.error_message().find("limit of 9.8 KiB"), std::string::npos)
+      << large.error_message();
+  EXPECT_TRUE(small.ok()) << small.error_message();
+  gate.LetOnForGood();
+}
+
+TEST(ExpertMapsServiceTest, RowsAreTakenAgainOnceOthersAreOnDisk) {
+  WriterGate gate;
+  const std::string path = NewDatabase("written.db");
+  {
+    Server server({.database = path,
+                   .max_pending_bytes = 10'000,
+                   .before_writing = gate.hook()});
+    ASSERT_TRUE(server.Append(Key(1, 0), std::string(6'000, 'a')).ok());
+    ASSERT_TRUE(server.Append(Key(1, 1), "b").ok());
+    gate.AwaitWriter();
+    gate.LetOn();
+    gate.AwaitWriter();  // the first is written
+
+    const grpc::Status later =
+        server.Append(Key(0, 1), std::string(6'000, 'c'));
+
+    EXPECT_TRUE(later.ok()) << later.error_message();
+    gate.LetOnForGood();
+  }
+  std::string notice;
+  EXPECT_EQ(SharedMapsDatabase::Open(path, notice).value()->Load()->size(), 3u);
+}
+
+TEST(ExpertMapsServiceTest, RowsThatCouldNotBeWrittenMakeRoomForOthers) {
+  WriterGate gate;
+  const std::string path = NewDatabase("unwritten.db");
+  Server server({.database = path,
+                 .max_pending_bytes = 10'000,
+                 .before_writing = gate.hook()});
+  auto other = SqliteDatabase::Open(path).value();
+  ASSERT_TRUE(other->Script("DROP TABLE expert_maps").ok());
+  ASSERT_TRUE(server.Append(Key(1, 0), std::string(6'000, 'a')).ok());
+  ASSERT_TRUE(server.Append(Key(1, 1), "b").ok());
+  gate.AwaitWriter();
+  gate.LetOn();
+  gate.AwaitWriter();  // the first has failed
+
+  const grpc::Status later = server.Append(Key(0, 1), std::string(6'000, 'c'));
+
+  EXPECT_TRUE(later.ok()) << later.error_message();
+  gate.LetOnForGood();
+}
+
+TEST(ExpertMapsServiceTest, WithoutADatabaseNothingWaitsSoNothingIsRefused) {
+  Server server({.max_pending_bytes = 1});
+
+  EXPECT_TRUE(server.Append(Key(1, 0), "a").ok());
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <optional>
+#include <string_view>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -10,6 +11,7 @@
 #include "cluster/coordinator/server/grpc_status.h"
 #include "cluster/coordinator/validation.h"
 #include "runtime/base/status_macros.h"
+#include "runtime/base/units.h"
 
 namespace portolan {
 namespace {
@@ -32,6 +34,11 @@ grpc::Status Check(const Request& request) {
       FieldError(absl::StatusCode::kInvalidArgument, "store.fingerprint",
                  absl::StrCat("has ", bytes, " bytes; it must be 1 .. ",
                               kMaxFingerprintBytes)));
+}
+
+// What a row takes while it waits: small ones are mostly their own struct.
+size_t PendingBytes(std::string_view key, std::string_view map) {
+  return sizeof(SharedMaps::Row) + key.size() + map.size();
 }
 
 SharedMapsKey KeyOf(const v1::ExpertMapKey& key) {
@@ -292,17 +299,16 @@ grpc::Status ExpertMapsService::Take(const v1::AppendExpertMapsRequest& request,
                                      std::vector<Follower*>& woken) {
   const SharedMapsKey key = KeyOf(request.store());
   std::vector<SharedMaps::NewRow> rows;
+  size_t bytes = 0;
   for (const v1::ExpertMapRow& row : request.rows()) {
     rows.push_back({row.key(), row.map()});
+    bytes += PendingBytes(row.key(), row.map());
   }
   const std::vector<uint64_t> useful(request.useful_ids().begin(),
                                      request.useful_ids().end());
   MutexLock lock(mu_);
   if (stopping_) return {grpc::StatusCode::UNAVAILABLE, "draining"};
-  if (writes_.size() >= kMaxPendingWrites) {
-    return {grpc::StatusCode::RESOURCE_EXHAUSTED,
-            "the coordinator is busy: drop the rows"};
-  }
+  if (grpc::Status status = CheckPending(bytes); !status.ok()) return status;
   Store* const store = FindOrAddStore(key);
   if (store == nullptr) {
     return {grpc::StatusCode::RESOURCE_EXHAUSTED,
@@ -326,6 +332,26 @@ grpc::Status ExpertMapsService::Take(const v1::AppendExpertMapsRequest& request,
   return grpc::Status::OK;
 }
 
+grpc::Status ExpertMapsService::CheckPending(size_t bytes) const {
+  if (database_ == nullptr) return grpc::Status::OK;
+  if (writes_.size() >= kMaxPendingWrites) {
+    return {grpc::StatusCode::RESOURCE_EXHAUSTED,
+            absl::StrCat("the coordinator is busy: ", kMaxPendingWrites,
+                         " calls wait for the disk, the most that may; drop "
+                         "the rows")};
+  }
+  // Never wraps: no more than the limit is ever taken.
+  if (bytes <= options_.max_pending_bytes - pending_bytes_) {
+    return grpc::Status::OK;
+  }
+  return {
+      grpc::StatusCode::RESOURCE_EXHAUSTED,
+      absl::StrCat("the coordinator is busy: rows of ",
+                   FormatBytes(pending_bytes_), " wait for the disk, so that ",
+                   FormatBytes(bytes), " more would exceed the limit of ",
+                   FormatBytes(options_.max_pending_bytes), "; drop the rows")};
+}
+
 void ExpertMapsService::KeepOnDisk(const SharedMapsKey& key,
                                    const SharedMaps& maps,
                                    const SharedMaps::Change& change) {
@@ -333,8 +359,11 @@ void ExpertMapsService::KeepOnDisk(const SharedMapsKey& key,
   Write write{.store = key, .added = {}, .removed = change.removed};
   for (const uint64_t id : change.added) {
     const SharedMaps::Row* row = maps.Find(id);
-    if (row != nullptr) write.added.push_back(*row);
+    if (row == nullptr) continue;
+    write.bytes += PendingBytes(row->key, row->map);
+    write.added.push_back(*row);
   }
+  pending_bytes_ += write.bytes;
   writes_.push_back(std::move(write));
   written_or_stopping_.NotifyAll();
 }
@@ -350,8 +379,15 @@ void ExpertMapsService::WriteLoop() {
       write = std::move(writes_.front());
       writes_.pop_front();
     }
+    if (options_.before_writing) options_.before_writing();
     const absl::Status status =
         database_->Apply(write.store, write.added, write.removed);
+    // The rows go before their bytes are free for others.
+    const size_t bytes = std::exchange(write, {}).bytes;
+    {
+      MutexLock lock(mu_);
+      pending_bytes_ -= bytes;
+    }
     if (!status.ok() && !std::exchange(complained, true)) {
       std::fprintf(stderr, "warning: %s; new history is not kept\n",
                    status.ToString().c_str());

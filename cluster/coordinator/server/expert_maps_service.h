@@ -34,8 +34,13 @@ class ExpertMapsService final
     SharedMaps::Options store = {};
     size_t max_stores = 32;
     std::string database = {};  // file; empty: nothing is kept
+    // Of rows that wait for the disk, the one that is being written included.
+    // Calls that bring more are refused.
+    size_t max_pending_bytes = 64 << 20;
     // Called where an Append searches, its lock held; for tests.
     std::function<void()> while_searching = {};
+    // Called by the thread that writes before each write; for tests.
+    std::function<void()> before_writing = {};
   };
 
   // Reads the database. `notice`: what the user should know, or empty.
@@ -88,6 +93,7 @@ class ExpertMapsService final
     SharedMapsKey store;
     std::vector<SharedMaps::Row> added;
     std::vector<uint64_t> removed;
+    size_t bytes = 0;  // of `added`
   };
 
   explicit ExpertMapsService(Options options) : options_(std::move(options)) {}
@@ -103,6 +109,9 @@ class ExpertMapsService final
   grpc::Status Take(const v1::AppendExpertMapsRequest& request,
                     v1::AppendExpertMapsResponse& response,
                     std::vector<Follower*>& woken) ABSL_LOCKS_EXCLUDED(mu_);
+  // OK if rows of so many bytes may wait for the disk beside those that do.
+  grpc::Status CheckPending(size_t bytes) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void KeepOnDisk(const SharedMapsKey& key, const SharedMaps& maps,
                   const SharedMaps::Change& change)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -119,6 +128,8 @@ class ExpertMapsService final
   CondVar written_or_stopping_;
   std::map<SharedMapsKey, Store> stores_ ABSL_GUARDED_BY(mu_);
   std::deque<Write> writes_ ABSL_GUARDED_BY(mu_);
+  // Of `writes_` and of the one that is under way.
+  size_t pending_bytes_ ABSL_GUARDED_BY(mu_) = 0;
   Stats counts_ ABSL_GUARDED_BY(mu_);
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;
 
