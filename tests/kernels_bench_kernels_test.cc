@@ -2,13 +2,15 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
+#include <set>
 
 #include "runtime/kernels/bench_kernels.h"
 
 namespace portolan {
 namespace {
 
-TEST(BenchKernelsTest, MeasuresEveryPathAndFindsNothingWrong) {
+KernelBenchOptions Quick() {
   KernelBenchOptions options;
   options.num_threads = 2;
   options.rows = {1, 5};
@@ -17,6 +19,11 @@ TEST(BenchKernelsTest, MeasuresEveryPathAndFindsNothingWrong) {
   options.context = 80;
   options.pool_bytes = 1 << 20;
   options.seconds_per_row = 0;
+  return options;
+}
+
+TEST(BenchKernelsTest, MeasuresEveryPathAndFindsNothingWrong) {
+  const KernelBenchOptions options = Quick();
 
   const std::vector<KernelBenchRow> rows = BenchKernels(options);
 
@@ -36,6 +43,37 @@ TEST(BenchKernelsTest, MeasuresEveryPathAndFindsNothingWrong) {
     EXPECT_EQ(row.wrong, 0) << row.name << " " << row.path << " " << row.m;
     EXPECT_GT(row.gb_s + row.gflop_s, 0) << row.name;
   }
+}
+
+// The product of scalar code, but for one bit of the last row.
+void MultiplyWrongly(const MultiplyArgs& args) {
+  ScalarTable().bf16_few.multiply(args);
+  float& last = args.c[(args.rows - 1) * args.c_stride];
+  last = std::nextafter(last, 1e30f);
+}
+
+TEST(BenchKernelsTest, AKernelThatIsWrongInEveryGroupAlikeIsFound) {
+  KernelTable wrong = ScalarTable();
+  wrong.peak = [](int64_t iterations, float*) { return iterations; };
+  wrong.bf16_few.multiply = MultiplyWrongly;
+  wrong.bf16_many.multiply = MultiplyWrongly;
+  KernelBenchOptions options = Quick();
+  options.num_threads = 1;  // one task a matrix
+  options.paths = {CpuPath::kScalar};
+  options.table = &wrong;
+
+  const std::vector<KernelBenchRow> rows = BenchKernels(options);
+
+  std::set<std::string> found;
+  for (const KernelBenchRow& row : rows) {
+    if (row.name.find("linear") == 0 || row.name.find("8 experts") == 0) {
+      EXPECT_GT(row.wrong, 0) << row.name << " " << row.m;
+      found.insert(row.name);
+    }
+  }
+  EXPECT_THAT(found, testing::UnorderedElementsAre(
+                         "linear", "linear int8", "linear int4", "8 experts",
+                         "8 experts int8", "8 experts int4"));
 }
 
 TEST(BenchKernelsTest, TheTableHasOneLineARowAndAHead) {

@@ -145,13 +145,15 @@ class Bench {
   std::vector<KernelBenchRow> Run() {
     MeasureBandwidth();
     for (const CpuPath path : options_.paths) {
-      Kernels kernels(path, pool_);
+      Kernels kernels = KernelsOf(path);
       Kernels scalar(CpuPath::kScalar, one_thread_);
       MeasurePeak(kernels);
       for (const WeightFormat format : options_.formats) {
         PrepareWeights(format);
         for (const int64_t m : options_.rows) MeasureLinear(kernels, scalar, m);
-        for (const int64_t m : options_.rows) MeasureExperts(kernels, m);
+        for (const int64_t m : options_.rows) {
+          MeasureExperts(kernels, scalar, m);
+        }
       }
       for (const int64_t m : {int64_t{1}, kManyRows}) {
         MeasureAttention(kernels, scalar, std::min(m, options_.context));
@@ -162,6 +164,11 @@ class Bench {
   }
 
  private:
+  Kernels KernelsOf(CpuPath path) {
+    if (options_.table == nullptr) return Kernels(path, pool_);
+    return Kernels(path, *options_.table, pool_);
+  }
+
   int64_t MatrixBytes() const {
     return PackedBytes(options_.n, options_.k, format_);
   }
@@ -291,17 +298,36 @@ class Bench {
     row.gb_s = static_cast<double>(MatrixBytes()) / seconds / 1e9;
     row.gflop_s =
         static_cast<double>(2 * m * options_.n * options_.k) / seconds / 1e9;
-    ActivationView sample = x;
-    sample.rows = std::min(m, kCheckedRows);
-    std::vector<float> expected(static_cast<size_t>(sample.rows * options_.n));
-    scalar.Linear(sample, NextMatrix(), nullptr, expected.data(), options_.n);
-    row.wrong =
-        CountDifferences(out_data_, expected.data(), sample.rows * options_.n);
+    row.wrong = CountWrong(scalar, x);
     Add(std::move(row));
   }
 
+  // Among the results of x at the start of out_data_: of some rows, the first
+  // and the last among them, for the scalar path is slow.
+  int64_t CountWrong(Kernels& scalar, const ActivationView& x) {
+    const int64_t n = options_.n;
+    const int64_t checked = std::min(x.rows, kCheckedRows);
+    std::vector<int32_t> x_rows(static_cast<size_t>(checked));
+    std::vector<int32_t> out_rows(x_rows.size());
+    std::iota(out_rows.begin(), out_rows.end(), 0);
+    for (const int32_t i : out_rows) {
+      x_rows[static_cast<size_t>(i)] = static_cast<int32_t>(
+          i * (x.rows - 1) / std::max<int64_t>(checked - 1, 1));
+    }
+    std::vector<float> expected(static_cast<size_t>(checked * n));
+    const Kernels::LinearGroup group = {
+        .w = NextMatrix(), .x_rows = x_rows, .out_rows = out_rows};
+    scalar.GroupedLinear(x, {&group, 1}, expected.data(), n);
+    int64_t wrong = 0;
+    for (const int32_t i : out_rows) {
+      wrong += CountDifferences(out_data_ + x_rows[static_cast<size_t>(i)] * n,
+                                expected.data() + i * n, n);
+    }
+    return wrong;
+  }
+
   // Several matrices with m rows each in one region, as a layer's experts.
-  void MeasureExperts(Kernels& kernels, int64_t m) {
+  void MeasureExperts(Kernels& kernels, Kernels& scalar, int64_t m) {
     const ActivationView x = X(kernels, m);
     std::vector<int32_t> x_rows(static_cast<size_t>(m));
     std::iota(x_rows.begin(), x_rows.end(), 0);
@@ -323,6 +349,7 @@ class Bench {
         static_cast<double>(2 * kExperts * m * options_.n * options_.k) /
         seconds / 1e9;
     // All matrices are equal, so all groups have the first one's results.
+    row.wrong = CountWrong(scalar, x);
     for (size_t e = 1; e < groups.size(); ++e) {
       row.wrong += CountDifferences(
           out_data_, out_data_ + static_cast<int64_t>(e) * m * options_.n,

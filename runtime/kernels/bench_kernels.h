@@ -6,6 +6,7 @@
 
 #include "runtime/base/thread_pool.h"
 #include "runtime/kernels/cpu_path.h"
+#include "runtime/kernels/kernel_table.h"
 #include "runtime/kernels/weight_format.h"
 
 namespace portolan {
@@ -23,6 +24,8 @@ struct KernelBenchOptions {
   int64_t context = 4096;                 // positions that attention sees
   int64_t pool_bytes = int64_t{1} << 30;  // of weights: larger than the caches
   double seconds_per_row = 0.25;
+  // For tests: measured under the names of the paths instead of their own.
+  const KernelTable* table = nullptr;
 };
 
 // One line of the table.
@@ -34,7 +37,8 @@ struct KernelBenchRow {
   double gb_s = 0;     // bytes of weights (or rows, or KV) read per second
   double gflop_s = 0;  // 0 where arithmetic is not the point
   double percent_of_limit = 0;  // the nearer of the two measured limits
-  int64_t wrong = 0;  // results whose bits differ from the scalar path's
+  // Results whose bits differ from the scalar path's, of some of the rows.
+  int64_t wrong = 0;
 };
 
 // Measures the machine's read bandwidth and arithmetic first (the limits: rows
