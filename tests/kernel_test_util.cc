@@ -1,8 +1,45 @@
 #include "tests/kernel_test_util.h"
 
 #include <algorithm>
+#include <cmath>
+#include <cstring>
 
 namespace portolan {
+namespace {
+
+void WriteInteger(WeightFormat format, int q, int64_t k, int64_t output,
+                  std::byte* tile) {
+  if (format == WeightFormat::kInt8) {
+    tile[k * kTileOutputs + output] = static_cast<std::byte>(q);
+    return;
+  }
+  // Input 4 n + w: nibble n of word w, the last one in two's complement.
+  const int64_t n = k / 4;
+  std::byte& both = tile[(k % 4 * kTileOutputs + output) * 4 + n / 2];
+  const int nibble = n == 7 ? q & 15 : q + 8;
+  both |= static_cast<std::byte>(n % 2 == 0 ? nibble : nibble << 4);
+}
+
+testing::AssertionResult Same(const std::vector<float>& actual,
+                              const std::vector<float>& expected,
+                              bool any_nan) {
+  if (actual.size() != expected.size()) {
+    return testing::AssertionFailure()
+           << actual.size() << " values, expected " << expected.size();
+  }
+  for (size_t i = 0; i < actual.size(); ++i) {
+    if (std::bit_cast<uint32_t>(actual[i]) ==
+        std::bit_cast<uint32_t>(expected[i])) {
+      continue;
+    }
+    if (any_nan && std::isnan(actual[i]) && std::isnan(expected[i])) continue;
+    return testing::AssertionFailure() << "value " << i << " is " << actual[i]
+                                       << ", expected " << expected[i];
+  }
+  return testing::AssertionSuccess();
+}
+
+}  // namespace
 
 std::vector<TestedPath> TestedPaths() {
   const auto native = [](CpuPath path, const KernelTable& table) {
@@ -96,6 +133,60 @@ PackedWeights::PackedWeights(const std::vector<float>& values, int64_t n,
   matrix = {.data = buffer_.As<Bf16>().data(), .n = n, .k = k};
 }
 
+QuantisedPair::QuantisedPair(WeightFormat format,
+                             const std::vector<float>& values, int64_t n,
+                             int64_t k) {
+  Allocate(format, n, k);
+  const PackedWeights source(values, n, k);
+  ok = QuantiseTiles(format, static_cast<const Bf16*>(source.matrix.data),
+                     NumOutputBlocks(n) * NumInputBlocks(k), quantised_.data(),
+                     error);
+  Dequantise();
+}
+
+QuantisedPair::QuantisedPair(WeightFormat format, int64_t n, int64_t k,
+                             const ByPlace& q, const ByPlace& scale) {
+  Allocate(format, n, k);
+  const int64_t tile_bytes = TileBytes(format);
+  std::memset(quantised_.data(), 0,
+              static_cast<size_t>(PackedBytes(n, k, format)));
+  for (int64_t output = 0; output < NumOutputBlocks(n) * kTileOutputs;
+       ++output) {
+    for (int64_t input = 0; input < NumInputBlocks(k) * kTileInputs; ++input) {
+      const int64_t block = input / kTileInputs;
+      std::byte* tile =
+          quantised_.data() +
+          (output / kTileOutputs * NumInputBlocks(k) + block) * tile_bytes;
+      WriteInteger(format, output < n && input < k ? q(output, input) : 0,
+                   input % kTileInputs, output % kTileOutputs, tile);
+      tile[tile_bytes - kTileOutputs + output % kTileOutputs] =
+          static_cast<std::byte>(scale(output, block));
+    }
+  }
+  Dequantise();
+}
+
+void QuantisedPair::Allocate(WeightFormat format, int64_t n, int64_t k) {
+  quantised_ =
+      *AlignedBuffer::Allocate(static_cast<size_t>(PackedBytes(n, k, format)));
+  exact_ = *AlignedBuffer::Allocate(static_cast<size_t>(PackedBytes(n, k)));
+  quantised = {.data = quantised_.data(), .n = n, .k = k, .format = format};
+  exact = {.data = exact_.data(), .n = n, .k = k};
+}
+
+void QuantisedPair::Dequantise() {
+  DequantiseTiles(quantised.format, quantised_.data(),
+                  NumOutputBlocks(quantised.n) * NumInputBlocks(quantised.k),
+                  exact_.As<Bf16>().data());
+}
+
+std::vector<float> Multiply(Kernels& kernels, const ActivationView& x,
+                            const PackedMatrix& w, const float* bias) {
+  std::vector<float> out(static_cast<size_t>(x.rows * w.n));
+  kernels.Linear(x, w, bias, out.data(), w.n);
+  return out;
+}
+
 std::vector<Bf16> RoundAll(const std::vector<float>& values) {
   std::vector<Bf16> rounded(values.size());
   std::transform(values.begin(), values.end(), rounded.begin(), ToBf16);
@@ -104,18 +195,12 @@ std::vector<Bf16> RoundAll(const std::vector<float>& values) {
 
 testing::AssertionResult SameBits(const std::vector<float>& actual,
                                   const std::vector<float>& expected) {
-  if (actual.size() != expected.size()) {
-    return testing::AssertionFailure()
-           << actual.size() << " values, expected " << expected.size();
-  }
-  for (size_t i = 0; i < actual.size(); ++i) {
-    if (std::bit_cast<uint32_t>(actual[i]) !=
-        std::bit_cast<uint32_t>(expected[i])) {
-      return testing::AssertionFailure() << "value " << i << " is " << actual[i]
-                                         << ", expected " << expected[i];
-    }
-  }
-  return testing::AssertionSuccess();
+  return Same(actual, expected, /*any_nan=*/false);
+}
+
+testing::AssertionResult SameBitsOrNan(const std::vector<float>& actual,
+                                       const std::vector<float>& expected) {
+  return Same(actual, expected, /*any_nan=*/true);
 }
 
 }  // namespace portolan

@@ -4,6 +4,7 @@
 
 #include <bit>
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -11,7 +12,9 @@
 #include "runtime/kernels/activation.h"
 #include "runtime/kernels/cpu_path.h"
 #include "runtime/kernels/kernel_table.h"
+#include "runtime/kernels/kernels.h"
 #include "runtime/kernels/packed_matrix.h"
+#include "runtime/kernels/quantise.h"
 
 namespace portolan {
 
@@ -75,10 +78,44 @@ class PackedWeights {
   AlignedBuffer buffer_;
 };
 
+// A quantised matrix of its own, and the bf16 matrix that it stands for.
+class QuantisedPair {
+ public:
+  // Packs `values` [n, k], rounded to bf16.
+  QuantisedPair(WeightFormat format, const std::vector<float>& values,
+                int64_t n, int64_t k);
+  // Written byte by byte, as quantise.h tells: `q` of an output and an input,
+  // `scale` the byte of an output and a block of inputs.
+  using ByPlace = std::function<int(int64_t output, int64_t input)>;
+  QuantisedPair(WeightFormat format, int64_t n, int64_t k, const ByPlace& q,
+                const ByPlace& scale);
+
+  PackedMatrix quantised;
+  PackedMatrix exact;
+  // What QuantiseTiles() said.
+  QuantisationError error;
+  bool ok = true;
+
+ private:
+  void Allocate(WeightFormat format, int64_t n, int64_t k);
+  void Dequantise();
+
+  AlignedBuffer quantised_;
+  AlignedBuffer exact_;
+};
+
+// [x.rows, w.n].
+std::vector<float> Multiply(Kernels& kernels, const ActivationView& x,
+                            const PackedMatrix& w, const float* bias = nullptr);
+
 std::vector<Bf16> RoundAll(const std::vector<float>& values);
 
 // True if both have the same bits.
 testing::AssertionResult SameBits(const std::vector<float>& actual,
                                   const std::vector<float>& expected);
+
+// The same, but one NaN is as good as another.
+testing::AssertionResult SameBitsOrNan(const std::vector<float>& actual,
+                                       const std::vector<float>& expected);
 
 }  // namespace portolan

@@ -1,6 +1,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <limits>
 #include <vector>
 
 #include "runtime/kernels/kernels.h"
@@ -88,6 +89,9 @@ class Problem {
     }
   }
 
+  void SetKey(int64_t row, float value) { At(k_, row) = value; }
+  void SetValue(int64_t row, float value) { At(v_, row) = value; }
+
  private:
   static constexpr float kScale = 0.25f;
 
@@ -96,6 +100,11 @@ class Problem {
     return {std::span(values).subspan(static_cast<size_t>(first * kv_cols()),
                                       static_cast<size_t>(rows * kv_cols())),
             rows, kv_cols()};
+  }
+
+  // An element that differs from row to row.
+  float& At(std::vector<float>& values, int64_t row) const {
+    return values[static_cast<size_t>(row * kv_cols() + row * 7 % kv_cols())];
   }
 
   double Kv(const std::vector<float>& values, int64_t row, int64_t col) const {
@@ -251,6 +260,37 @@ TEST_P(AttentionPathTest, HasTheBitsOfTheScalarPath) {
           SameBits(Problem(shape, 75, dtype, 5).Run(kernels, 75), expected));
       EXPECT_TRUE(
           SameBits(Problem(shape, 75, dtype, 5).Run(kernels, 1), expected));
+    }
+  }
+}
+
+TEST_P(AttentionPathTest, HasTheNansOfTheScalarPathWhereKOrVIsHugeOrNotFinite) {
+  if (GetParam().table == nullptr) GTEST_SKIP() << GetParam().missing;
+  ThreadPool pool(1);
+  Kernels scalar(CpuPath::kScalar, pool);
+  Kernels kernels(CpuPath::kScalar, *GetParam().table, pool);
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  for (const auto dtype : {ActivationDtype::kBf16, ActivationDtype::kF32}) {
+    for (const float bad :
+         {kInfinity, -kInfinity, std::numeric_limits<float>::quiet_NaN(),
+          0x1.fep127f, 0x1p100f}) {
+      for (const bool is_key : {true, false}) {
+        const auto run = [&](Kernels& of, int32_t chunk) {
+          Problem problem(kShapes[4], 75, dtype, 6);
+          for (const int64_t row : {33, 60}) {
+            if (is_key) {
+              problem.SetKey(row, bad);
+            } else {
+              problem.SetValue(row, bad);
+            }
+          }
+          return problem.Run(of, chunk);
+        };
+        for (const int32_t chunk : {75, 1}) {
+          EXPECT_TRUE(SameBitsOrNan(run(kernels, chunk), run(scalar, chunk)))
+              << bad << (is_key ? " in K" : " in V") << ", chunks of " << chunk;
+        }
+      }
     }
   }
 }

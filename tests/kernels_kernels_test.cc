@@ -2,8 +2,11 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
+#include <limits>
 
+#include "runtime/base/thread_pool.h"
 #include "tests/kernel_test_util.h"
 
 namespace portolan {
@@ -19,15 +22,14 @@ const Shape kShapes[] = {
     {13, 16, 64}, {16, 96, 96},  {17, 15, 160}, {31, 80, 65},
     {32, 32, 32}, {33, 112, 48}, {67, 50, 130}, {200, 33, 64}};
 
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+// Of either kind, and one that becomes infinite in most products.
+constexpr float kPoisons[] = {kInfinity, -kInfinity,
+                              std::numeric_limits<float>::quiet_NaN(),
+                              0x1.fep127f};
+
 constexpr ActivationDtype kDtypes[] = {ActivationDtype::kBf16,
                                        ActivationDtype::kF32};
-
-std::vector<float> Multiply(Kernels& kernels, const ActivationView& x,
-                            const PackedWeights& w, const float* bias) {
-  std::vector<float> out(static_cast<size_t>(x.rows * w.matrix.n));
-  kernels.Linear(x, w.matrix, bias, out.data(), w.matrix.n);
-  return out;
-}
 
 std::vector<float> Values(const Activations& act) {
   std::vector<float> values;
@@ -63,7 +65,7 @@ TEST_F(ScalarTest, LinearAgreesWithDouble) {
       const PackedWeights packed(w, shape.n, shape.k);
       const std::vector<float> bias = random_.Matrix(1, shape.n);
 
-      const auto out = Multiply(kernels_, x.view, packed, bias.data());
+      const auto out = Multiply(kernels_, x.view, packed.matrix, bias.data());
 
       for (int64_t m = 0; m < shape.m; ++m) {
         for (int64_t n = 0; n < shape.n; ++n) {
@@ -95,7 +97,7 @@ TEST_F(ScalarTest, TheOrderOfAccumulationIsTheStatedOne) {
   const PackedWeights w(std::vector<float>(64, 1.0f), 1, 64);
   const Activations act(ActivationDtype::kF32, x, 64);
 
-  const auto out = Multiply(kernels_, act.view, w, nullptr);
+  const auto out = Multiply(kernels_, act.view, w.matrix);
 
   // First block: even 2^30 - 2^30, odd 1. Second: even 2^30, odd -2^30.
   EXPECT_EQ(out, std::vector<float>{1.0f});
@@ -106,7 +108,7 @@ TEST_F(ScalarTest, DenormalsAreZeroAndGiveNoNan) {
                       64);
   const PackedWeights w(std::vector<float>(64, 0x1p100f), 1, 64);
 
-  EXPECT_EQ(Multiply(kernels_, x.view, w, nullptr), std::vector<float>{0.0f});
+  EXPECT_EQ(Multiply(kernels_, x.view, w.matrix), std::vector<float>{0.0f});
 }
 
 TEST_F(ScalarTest, RmsNormAgreesWithDouble) {
@@ -206,8 +208,8 @@ TEST_P(PathTest, LinearHasTheBitsOfTheScalarPath) {
       const PackedWeights w(random_.Matrix(shape.n, shape.k), shape.n, shape.k);
       const std::vector<float> bias = random_.Matrix(1, shape.n);
 
-      const auto expected = Multiply(scalar_, x.view, w, bias.data());
-      const auto actual = Multiply(kernels_, x.view, w, bias.data());
+      const auto expected = Multiply(scalar_, x.view, w.matrix, bias.data());
+      const auto actual = Multiply(kernels_, x.view, w.matrix, bias.data());
 
       EXPECT_TRUE(SameBits(actual, expected))
           << shape.m << "x" << shape.n << "x" << shape.k;
@@ -218,12 +220,157 @@ TEST_P(PathTest, LinearHasTheBitsOfTheScalarPath) {
 TEST_P(PathTest, ARowAloneHasTheBitsOfTheRowInItsBatch) {
   const Activations x(ActivationDtype::kBf16, random_.Matrix(67, 160), 160);
   const PackedWeights w(random_.Matrix(40, 160), 40, 160);
-  const auto batch = Multiply(kernels_, x.view, w, nullptr);
+  const auto batch = Multiply(kernels_, x.view, w.matrix);
 
   for (int64_t row = 0; row < 67; ++row) {
-    const auto alone = Multiply(kernels_, x.Rows(row, 1), w, nullptr);
+    const auto alone = Multiply(kernels_, x.Rows(row, 1), w.matrix);
     const auto begin = batch.begin() + row * 40;
     EXPECT_TRUE(SameBits(alone, std::vector<float>(begin, begin + 40)));
+  }
+}
+
+// Rows of x, or outputs of the weights, that hold one such value.
+bool IsPoisoned(int64_t i) { return i % 9 == 4; }
+
+std::vector<float> Poisoned(std::vector<float> values, int64_t cols,
+                            float poison) {
+  for (int64_t i = 0; i < static_cast<int64_t>(values.size()) / cols; ++i) {
+    if (!IsPoisoned(i)) continue;
+    values[static_cast<size_t>(i * cols + i * 7 % cols)] = poison;
+  }
+  return values;
+}
+
+TEST_P(PathTest, WhatIsNotFiniteStaysInItsRowOfX) {
+  constexpr int64_t n = 33;
+  constexpr int64_t k = 70;
+  constexpr int64_t rows = 40;
+  const PackedWeights w(random_.Matrix(n, k), n, k);
+  for (const auto dtype : kDtypes) {
+    const std::vector<float> values = random_.Matrix(rows, k);
+    const Activations clean(dtype, values, k);
+    const auto finite = Multiply(scalar_, clean.view, w.matrix);
+    for (const float poison : kPoisons) {
+      const Activations x(dtype, Poisoned(values, k, poison), k);
+      const auto expected = Multiply(scalar_, x.view, w.matrix);
+      for (const int64_t now : {1, 3, 5, 14, 23, 40}) {
+        const auto actual = Multiply(kernels_, x.Rows(0, now), w.matrix);
+
+        EXPECT_TRUE(SameBitsOrNan(
+            actual, {expected.begin(), expected.begin() + now * n}))
+            << poison << " " << now;
+        for (int64_t row = 0; row < now; ++row) {
+          if (IsPoisoned(row)) continue;
+          EXPECT_TRUE(std::equal(actual.begin() + row * n,
+                                 actual.begin() + (row + 1) * n,
+                                 finite.begin() + row * n))
+              << poison << ", row " << row << " of " << now;
+        }
+      }
+    }
+  }
+}
+
+TEST_P(PathTest, AWeightThatIsNotFiniteStaysInItsOutput) {
+  constexpr int64_t n = 33;
+  constexpr int64_t k = 70;
+  constexpr int64_t rows = 40;
+  const std::vector<float> values = random_.Matrix(n, k);
+  const PackedWeights clean(values, n, k);
+  for (const auto dtype : kDtypes) {
+    const Activations x(dtype, random_.Matrix(rows, k), k);
+    const auto finite = Multiply(scalar_, x.view, clean.matrix);
+    for (const float poison : kPoisons) {
+      const PackedWeights w(Poisoned(values, k, poison), n, k);
+      const auto expected = Multiply(scalar_, x.view, w.matrix);
+      for (const int64_t now : {1, 3, 5, 14, 23, 40}) {
+        const auto actual = Multiply(kernels_, x.Rows(0, now), w.matrix);
+
+        EXPECT_TRUE(SameBitsOrNan(
+            actual, {expected.begin(), expected.begin() + now * n}))
+            << poison << " " << now;
+        for (int64_t i = 0; i < now * n; ++i) {
+          if (IsPoisoned(i % n)) continue;
+          ASSERT_EQ(actual[static_cast<size_t>(i)],
+                    finite[static_cast<size_t>(i)])
+              << poison << ", value " << i;
+        }
+      }
+    }
+  }
+}
+
+// Tiles of f32 weights, as a KV cache in f32 holds them: two output blocks
+// over `k_blocks` blocks of K. In two calls if `in_two`.
+std::vector<float> MultiplyF32Tiles(const KernelTable& table,
+                                    const std::vector<float>& x, int64_t cols,
+                                    const std::vector<float>& tiles,
+                                    bool in_two) {
+  FlushDenormals();
+  const GemmKernel& kernel = table.f32_weights;
+  const auto rows = static_cast<int64_t>(x.size()) / cols;
+  const int64_t k_blocks = NumInputBlocks(cols);
+  std::vector<const void*> pointers;
+  for (int64_t row = 0; row < rows; ++row) {
+    pointers.push_back(x.data() + row * cols);
+  }
+  const int64_t padded = (rows + 31) / 32 * 32;
+  auto prepared = *AlignedBuffer::Allocate(
+      static_cast<size_t>(padded * k_blocks * kTileInputs * 4));
+  std::vector<float> c(static_cast<size_t>(padded * 32), 7.0f);
+  MultiplyArgs args;
+  kernel.prepare(pointers.data(), rows, cols, k_blocks, prepared.data());
+  args.x = prepared.data();
+  args.x_k_blocks = k_blocks;
+  args.rows = rows;
+  args.w = tiles.data();
+  args.w_end = tiles.data() + tiles.size();
+  args.w_block_stride = k_blocks * kTileElements;
+  args.num_blocks = 2;
+  args.c = c.data();
+  args.c_stride = 32;
+  args.k_blocks = in_two ? 1 : k_blocks;
+  if (kernel.enter != nullptr) kernel.enter();
+  kernel.multiply(args);
+  if (in_two) {
+    args.first_k_block = 1;
+    args.k_blocks = k_blocks - 1;
+    args.w = tiles.data() + kTileElements;
+    args.accumulate = true;
+    kernel.multiply(args);
+  }
+  if (kernel.leave != nullptr) kernel.leave();
+  c.resize(static_cast<size_t>(rows * 32));
+  return c;
+}
+
+TEST_P(PathTest, F32WeightsThatAreHugeOrNotFiniteStayInTheirOutput) {
+  constexpr int64_t cols = 70;
+  constexpr int64_t rows = 7;
+  const std::vector<float> clean = random_.Matrix(2 * 3, kTileElements);
+  const std::vector<float> x = random_.Matrix(rows, cols);
+  const auto finite = MultiplyF32Tiles(scalar_.table(), x, cols, clean, false);
+  for (const float poison :
+       {kPoisons[0], kPoisons[1], kPoisons[2], 0x1.fffffep127f, 0x1p-140f}) {
+    // Outputs 3 and 18, inputs of every block and parity.
+    for (const size_t at : {6, 7 + 32, 1024 + 6, 3 * 512 + 4, 5 * 512 + 5}) {
+      std::vector<float> tiles = clean;
+      tiles[at] = poison;
+      for (const bool in_two : {false, true}) {
+        const auto actual = MultiplyF32Tiles(Table(), x, cols, tiles, in_two);
+
+        EXPECT_TRUE(SameBitsOrNan(
+            actual, MultiplyF32Tiles(scalar_.table(), x, cols, tiles, false)))
+            << poison << " at " << at;
+        const auto output = static_cast<int64_t>(at / 1536 * 16 + at % 32 / 2);
+        for (int64_t i = 0; i < rows * 32; ++i) {
+          if (i % 32 == output) continue;
+          ASSERT_EQ(actual[static_cast<size_t>(i)],
+                    finite[static_cast<size_t>(i)])
+              << poison << " at " << at << ", value " << i;
+        }
+      }
+    }
   }
 }
 

@@ -4,7 +4,6 @@
 #include <limits>
 #include <numeric>
 
-#include "runtime/base/aligned_buffer.h"
 #include "runtime/kernels/kernels.h"
 #include "runtime/kernels/quantise.h"
 #include "tests/kernel_test_util.h"
@@ -22,41 +21,6 @@ std::vector<float> Weights(Random& random, int64_t n, int64_t k) {
     values[i] = random.Uniform() * size;
   }
   return values;
-}
-
-// A matrix quantised, and the bf16 matrix that it stands for.
-class QuantisedPair {
- public:
-  QuantisedPair(WeightFormat format, const std::vector<float>& values,
-                int64_t n, int64_t k)
-      : source_(values, n, k) {
-    const int64_t tiles = NumOutputBlocks(n) * NumInputBlocks(k);
-    quantised_ = *AlignedBuffer::Allocate(
-        static_cast<size_t>(PackedBytes(n, k, format)));
-    exact_ = *AlignedBuffer::Allocate(static_cast<size_t>(PackedBytes(n, k)));
-    const auto* from = static_cast<const Bf16*>(source_.matrix.data);
-    ok = QuantiseTiles(format, from, tiles, quantised_.data(), error);
-    DequantiseTiles(format, quantised_.data(), tiles, exact_.As<Bf16>().data());
-    quantised = {.data = quantised_.data(), .n = n, .k = k, .format = format};
-    exact = {.data = exact_.data(), .n = n, .k = k};
-  }
-
-  PackedMatrix quantised;
-  PackedMatrix exact;
-  QuantisationError error;
-  bool ok = false;
-
- private:
-  PackedWeights source_;
-  AlignedBuffer quantised_;
-  AlignedBuffer exact_;
-};
-
-std::vector<float> Multiply(Kernels& kernels, const ActivationView& x,
-                            const PackedMatrix& w) {
-  std::vector<float> out(static_cast<size_t>(x.rows * w.n));
-  kernels.Linear(x, w, nullptr, out.data(), w.n);
-  return out;
 }
 
 TEST(QuantiseTest, ErrorsStayWithinHalfAStepOfEachGroup) {
