@@ -39,6 +39,8 @@ TEST(BenchKernelsTest, MeasuresEveryPathAndFindsNothingWrong) {
               static_cast<int64_t>(2 * SupportedCpuPaths().size()))
         << name;
   }
+  EXPECT_THAT(rows,
+              testing::Contains(testing::Field(&KernelBenchRow::name, "pack")));
   for (const KernelBenchRow& row : rows) {
     EXPECT_EQ(row.wrong, 0) << row.name << " " << row.path << " " << row.m;
     EXPECT_GT(row.gb_s + row.gflop_s, 0) << row.name;

@@ -144,6 +144,7 @@ class Bench {
 
   std::vector<KernelBenchRow> Run() {
     MeasureBandwidth();
+    MeasurePack();
     for (const CpuPath path : options_.paths) {
       Kernels kernels = KernelsOf(path);
       Kernels scalar(CpuPath::kScalar, one_thread_);
@@ -200,10 +201,14 @@ class Bench {
     }
   }
 
-  // The matrices in turn: each was last read a whole pool ago.
-  PackedMatrix NextMatrix() {
+  // The matrices in turn: each was last touched a whole pool ago.
+  std::byte* NextMatrixData() {
     next_matrix_ = (next_matrix_ + 1) % num_matrices_;
-    return {.data = weights_data_ + next_matrix_ * MatrixBytes(),
+    return weights_data_ + next_matrix_ * MatrixBytes();
+  }
+
+  PackedMatrix NextMatrix() {
+    return {.data = NextMatrixData(),
             .n = options_.n,
             .k = options_.k,
             .format = format_};
@@ -242,6 +247,23 @@ class Bench {
       bandwidth_ = gb_s;
       if (options_.num_threads == 1) break;
     }
+  }
+
+  // Packing of one matrix, as a thread that loads experts does it.
+  void MeasurePack() {
+    std::vector<Bf16> rows(static_cast<size_t>(options_.n * options_.k));
+    Fill(rows.data(), options_.n * options_.k);
+    format_ = WeightFormat::kBf16;
+    num_matrices_ = PoolBytes() / MatrixBytes();
+    const double seconds = MedianSeconds(options_.seconds_per_row, [&] {
+      PackMatrix(rows.data(), options_.k, options_.n, options_.k,
+                 reinterpret_cast<Bf16*>(NextMatrixData()));
+    });
+    rows_out_.push_back(
+        {.name = "pack",
+         .path = "-",
+         .num_threads = 1,
+         .gb_s = static_cast<double>(MatrixBytes()) / seconds / 1e9});
   }
 
   void MeasurePeak(Kernels& kernels) {

@@ -30,7 +30,8 @@ struct KernelBenchOptions {
 
 // One line of the table.
 struct KernelBenchRow {
-  std::string name;  // "linear", "8 experts", "8 experts int8", ..., limits
+  std::string
+      name;  // "linear", "8 experts", "8 experts int8", ..., "pack", limits
   std::string path;  // a CpuPathName(), or "-"
   int num_threads = 1;
   int64_t m = 0;
