@@ -16,6 +16,7 @@
 #include "launcher/bench_lock_step.h"
 #include "launcher/console.h"
 #include "launcher/flags.h"
+#include "launcher/memory_plan.h"
 #include "launcher/options.h"
 #include "launcher/wiring.h"
 #include "launcher/zone_report.h"
@@ -57,7 +58,9 @@ struct Spread {
 
 Spread SpreadOf(std::vector<double> values) {
   std::sort(values.begin(), values.end());
-  return {values[values.size() / 2], values.front(), values.back()};
+  const size_t upper = values.size() / 2;
+  const size_t lower = (values.size() - 1) / 2;
+  return {(values[lower] + values[upper]) / 2, values.front(), values.back()};
 }
 
 int64_t SizeOf(const PackedMatrix& matrix) {
@@ -244,6 +247,13 @@ absl::Status RunBenchModel(BenchModelOptions options) {
   options.job.kv_tokens =
       (options.prompt_tokens + options.generate) * options.job.batch;
   options.job.needs_tokenizer = false;
+  // All sequences are decoded in one step.
+  if (options.job.batch > options.job.tokens_per_step) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--batch ", options.job.batch, " decodes as many tokens in a step, ",
+        "--tokens-per-step allows ", options.job.tokens_per_step,
+        "; raise it or lower --batch"));
+  }
   return RunJob(options.job, [&](const Model& model, RunWorld run_world) {
     const int64_t context = options.prompt_tokens + options.generate;
     if (context > model.config.max_position) {
@@ -251,6 +261,8 @@ absl::Status RunBenchModel(BenchModelOptions options) {
           "--prompt-tokens and --gen make ", context,
           " positions; the model has ", model.config.max_position));
     }
+    PORTOLAN_RETURN_IF_ERROR(CheckKvHoldsSequences(options.job, model.config,
+                                                   options.job.batch, context));
     return run_world([&](Transport& transport) {
       return RunRank(options, model, transport);
     });

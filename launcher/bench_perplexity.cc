@@ -13,6 +13,7 @@
 #include "launcher/bench.h"
 #include "launcher/console.h"
 #include "launcher/flags.h"
+#include "launcher/memory_plan.h"
 #include "launcher/options.h"
 #include "launcher/wiring.h"
 #include "runtime/base/status_macros.h"
@@ -157,6 +158,7 @@ absl::Status RunRank(const PerplexityOptions& options,
         runner.Run(window, static_cast<int64_t>(windows[first].size())));
     losses.push_back({loss.nats, loss.tokens});
   }
+  PORTOLAN_RETURN_IF_ERROR(rank->SaveProfile());
   PORTOLAN_ASSIGN_OR_RETURN(
       const std::vector<std::string> texts,
       GatherToRoot(transport, losses.dump(), absl::Minutes(10)));
@@ -176,6 +178,12 @@ absl::Status RunRank(const PerplexityOptions& options,
 }
 
 absl::Status RunPerplexity(PerplexityOptions options) {
+  // Nobody watches the gates here.
+  if (!options.job.trace_file.empty() || !options.job.history_file.empty()) {
+    return absl::InvalidArgumentError(
+        "bench perplexity records no --trace and learns no --history; drop "
+        "them");
+  }
   PORTOLAN_ASSIGN_OR_RETURN(const std::string text,
                             ReadText(options.text_file));
   constexpr int64_t kMostLogitRows = 128;  // each as wide as the vocabulary
@@ -189,6 +197,8 @@ absl::Status RunPerplexity(PerplexityOptions options) {
           absl::StrCat("--context ", options.context, ": the model has ",
                        model.config.max_position, " positions"));
     }
+    PORTOLAN_RETURN_IF_ERROR(CheckKvHoldsSequences(
+        options.job, model.config, /*num_sequences=*/1, options.context));
     PORTOLAN_ASSIGN_OR_RETURN(
         const std::vector<int32_t> tokens,
         model.tokenizer->Encode(text, /*add_special_tokens=*/false));

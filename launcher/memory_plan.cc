@@ -236,6 +236,20 @@ absl::Status CheckKvHolds(const JobOptions& options, const ModelConfig& config,
                    KvPagesFor(prompt_tokens + 1) * page_bytes, " or more"));
 }
 
+absl::Status CheckKvHoldsSequences(const JobOptions& options,
+                                   const ModelConfig& config,
+                                   int64_t num_sequences, int64_t positions) {
+  PORTOLAN_ASSIGN_OR_RETURN(const int32_t pages, NumKvPages(options, config));
+  const int64_t wanted = num_sequences * KvPagesFor(positions);
+  if (wanted <= pages) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(
+      num_sequences, " sequence(s) of ", positions, " positions take ", wanted,
+      " pages of keys and values, --kv-memory ", options.kv_memory_bytes,
+      " holds ", pages, "; write ",
+      wanted * KvLayoutOf(options, config).PageBytes() * config.num_layers,
+      " or more"));
+}
+
 int64_t RankMemory::other_bytes() const {
   return staging_bytes + host_tier_bytes + dense_bytes + kv_bytes +
          exchange_bytes + work_bytes + rope_bytes + history_bytes +

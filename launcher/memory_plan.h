@@ -61,6 +61,12 @@ PredictorShape PredictorShapeOf(const JobOptions& options,
 HistoryMailbox::Options GatheredHistoryOf(const HistoryShape& shape,
                                           int world_size);
 
+// Whether the KV pages hold so many sequences of so many positions at a time.
+// Errors: kInvalidArgument naming --kv-memory and what it must be.
+absl::Status CheckKvHoldsSequences(const JobOptions& options,
+                                   const ModelConfig& config,
+                                   int64_t num_sequences, int64_t positions);
+
 // One rank's share. Sizes are bytes.
 struct RankMemory {
   int32_t rank = 0;

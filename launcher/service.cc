@@ -223,13 +223,14 @@ absl::Status ServeRank(const ServiceOptions& options,
                    [&](const std::string& text) { NoticeOf(transport, text); });
   }
   StepLoop loop(rank->exchange(), rank->engine(), agent, nullptr,
-                rank->observer());
+                rank->observer(), rank->profile());
   const absl::Status status = loop.Run();
   if (agent.interrupted()) interrupted = true;
   agent.SayGoodbye(status);
   stream->Finish(kGoodbye);
   PORTOLAN_RETURN_IF_ERROR(status);
-  return rank->SaveHistory();
+  PORTOLAN_RETURN_IF_ERROR(rank->SaveHistory());
+  return rank->SaveProfile();
 }
 
 }  // namespace portolan

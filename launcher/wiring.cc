@@ -284,6 +284,9 @@ absl::Status RankRuntime::WireTrace() {
 
 absl::Status RankRuntime::SaveProfile() const {
   if (profile_ == nullptr) return absl::OkStatus();
+  if (const std::string text = profile_->Notice(); !text.empty()) {
+    TellNotice(transport_, text);
+  }
   const int rank = ToIndex(transport_.rank());
   return profile_->WriteTrace(
       FileOfRank(options_.profile_file, rank, transport_.world_size()), rank);

@@ -92,7 +92,10 @@ TEST(ProfileTest, AFullProfileKeepsTheFirstZonesAndCountsTheOthers) {
   EXPECT_EQ(profile.num_dropped(), 4);
   EXPECT_EQ(TraceOf(profile, 0).at("otherData").at("dropped"), 4);
   EXPECT_EQ(TraceOf(profile, 0).at("traceEvents").size(), 4u);
+  EXPECT_NE(profile.Notice().find("room for 3 zones; the 4 that came later"),
+            std::string::npos);
   profile.Clear();
+  EXPECT_EQ(profile.Notice(), "");
   EXPECT_EQ(profile.num_dropped(), 0);
   EXPECT_EQ(profile.Totals()[Index(Zone::kStep)].count, 0);
 }

@@ -113,6 +113,13 @@ std::array<Profile::Total, kNumZones> Profile::Totals() const {
   return totals;
 }
 
+std::string Profile::Notice() const {
+  if (num_dropped_ == 0) return "";
+  return absl::StrCat("the profile has room for ", events_.size(),
+                      " zones; the ", num_dropped_,
+                      " that came later are in no trace and in no figures");
+}
+
 absl::Status Profile::WriteTrace(const std::string& path, int rank) const {
   std::FILE* file = std::fopen(path.c_str(), "w");
   if (file == nullptr) {

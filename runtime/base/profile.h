@@ -63,6 +63,8 @@ class Profile {
   std::array<Total, kNumZones> Totals() const;
 
   int64_t num_dropped() const { return num_dropped_; }
+  // What the user of a trace must know; empty if it is whole.
+  std::string Notice() const;
 
   // Writes the zones as a trace that chrome://tracing and Perfetto read, one
   // process for the rank: microseconds of the host's monotonic clock, so that

@@ -267,9 +267,47 @@ class CommandLineTest(unittest.TestCase):
             for phase in ("prefill", "decode"):
                 rates = figures[f"{phase}_tokens_per_s"]
                 self.assertGreater(rates["min"], 0)
-                self.assertLessEqual(rates["min"], rates["median"])
-                self.assertLessEqual(rates["median"], rates["max"])
+                self.assertLessEqual(rates["min"], rates["max"])
+                # Of two rounds.
+                self.assertAlmostEqual(rates["median"],
+                                       (rates["min"] + rates["max"]) / 2)
         self.assertRegex(run(arguments).stdout, r"prefill tok/s.*#wrong")
+
+    def refusal(self, *arguments):
+        done = portolan.run([portolan.program(BUILD), "bench", *arguments])
+        self.assertEqual((done.returncode, done.stdout), (1, ""), done.stderr)
+        return done.stderr.splitlines()[-1]
+
+    def test_a_bench_whose_steps_do_not_fit_is_refused(self):
+        model = ["model", "--model", portolan.MODEL, "--prompt-tokens", "40",
+                 "--gen", "2", "--rounds", "1"]
+        self.assertRegex(
+            self.refusal(*model, "--batch", "9", "--tokens-per-step", "8"),
+            "^error: --batch 9 .*--tokens-per-step")
+        text = portolan.SOURCE / "tests/data/perplexity/held_out.txt"
+        perplexity = ["perplexity", "--model", portolan.MODEL, "--text", text,
+                      "--context", "100"]
+        for bench, pages in (([*model, "--batch", "4"], 8), (perplexity, 4)):
+            least = re.search(r"^error: .*--kv-memory.*; write (\d+) or more$",
+                              self.refusal(*bench, "--kv-memory", "128KiB"))
+            self.assertEqual(int(least[1]) % pages, 0)
+            self.assertIn("or more", self.refusal(
+                *bench, "--kv-memory", str(int(least[1]) - 1)))
+            run(["bench", *bench, "--kv-memory", least[1]])
+
+    def test_bench_perplexity_keeps_a_profile_and_nothing_else(self):
+        profile = self.directory / "profile.json"
+        text = self.directory / "text"
+        text.write_text("Once upon a time there was a little girl.")
+        bench = ["perplexity", "--model", portolan.MODEL, "--text", text]
+        run(["bench", *bench, "--profile", profile])
+        self.assertIn("attention", {
+            event["name"]
+            for event in json.loads(profile.read_text())["traceEvents"]})
+        for flag in ("--trace", "--history"):
+            file = self.directory / "unwritten"
+            self.assertIn(flag, self.refusal(*bench, flag, file))
+            self.assertFalse(file.exists())
 
     def test_bench_model_checks_policies_that_foretell_too(self):
         figures = json.loads(run(

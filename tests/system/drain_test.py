@@ -5,6 +5,7 @@ and a job that loses its coordinator goes on.
     drain_test.py BUILD
 """
 
+import json
 import os
 import pathlib
 import signal
@@ -78,6 +79,20 @@ class DrainTest(unittest.TestCase):
         self.assertEqual(client.get(request).state, "done")
         self.assertEqual(outcome(client.wait(request)),
                          reference(self.directory, SHORT))
+
+    def test_a_drained_job_leaves_its_profile(self):
+        profile = pathlib.Path(self.directory) / "profile"
+        job, client = self.serve("--profile", profile)
+        client.generate(PROMPT, **SHORT)
+
+        job.signal(signal.SIGTERM)
+
+        self.assertEqual(job.wait(), 0, job.output())
+        for rank in range(2):
+            trace = json.loads(pathlib.Path(f"{profile}.{rank}").read_text())
+            names = [event["name"] for event in trace["traceEvents"]]
+            self.assertGreaterEqual(names.count("step"), SHORT["max_tokens"])
+            self.assertIn("sampling", names)
 
     def test_requests_go_on_after_a_restart_when_the_grace_is_over(self):
         job, client = self.serve(*SLOW, "--grace", "0.1s")
