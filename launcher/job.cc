@@ -17,6 +17,7 @@
 #include "runtime/base/status_macros.h"
 #include "runtime/base/units.h"
 #include "runtime/model/checkpoint/fingerprint.h"
+#include "runtime/model/checkpoint/unused_tensors.h"
 #include "runtime/serving/collectives.h"
 
 namespace portolan {
@@ -33,6 +34,7 @@ absl::Status CheckPack(const JobOptions& options, const Model& model) {
 
 // What OpenModel() leaves out.
 absl::Status LoadModel(const JobOptions& options, bool silent, Model& model) {
+  if (!silent) TellNotice(model);
   if (options.needs_tokenizer) {
     PORTOLAN_ASSIGN_OR_RETURN(model.tokenizer,
                               Tokenizer::Load(options.model_dir));
@@ -138,12 +140,20 @@ absl::StatusOr<Model> OpenModel(const std::string& model_dir) {
                             Checkpoint::Open(model_dir));
   PORTOLAN_ASSIGN_OR_RETURN(ExpertTensors experts,
                             ExpertTensors::Find(config, *checkpoint));
+  PORTOLAN_ASSIGN_OR_RETURN(std::string notice,
+                            CheckUnusedTensors(config, *checkpoint, experts));
   return Model{.config = std::move(config),
                .checkpoint = std::move(checkpoint),
                .experts = std::move(experts),
                .weights = {},
                .tokenizer = nullptr,
-               .fingerprint = 0};
+               .fingerprint = 0,
+               .notice = std::move(notice)};
+}
+
+void TellNotice(const Model& model) {
+  if (model.notice.empty()) return;
+  std::fprintf(stderr, "notice: %s\n", model.notice.c_str());
 }
 
 absl::Status RunWorldOnly(const WorldOptions& options, RankBody body) {

@@ -28,12 +28,16 @@ struct Model {
   DenseWeights weights;
   std::unique_ptr<Tokenizer> tokenizer;  // null if the model has none
   uint64_t fingerprint = 0;
+  std::string notice;  // of OpenModel(): what the user should know, or empty
 };
 
 // The model as config.json and the tensors' headers tell it: without weights,
-// tokenizer and fingerprint. Errors: as LoadModelConfig(), Checkpoint::Open()
-// and ExpertTensors::Find().
+// tokenizer and fingerprint. Errors: as LoadModelConfig(), Checkpoint::Open(),
+// ExpertTensors::Find() and CheckUnusedTensors().
 absl::StatusOr<Model> OpenModel(const std::string& model_dir);
+
+// Prints the model's notice, if it has one.
+void TellNotice(const Model& model);
 
 using RankBody = absl::FunctionRef<absl::Status(Transport&)>;
 using RunWorld = absl::FunctionRef<absl::Status(RankBody)>;

@@ -128,6 +128,7 @@ absl::Status VerifyPack(const PackIdentity& identity, const std::string& path) {
 
 absl::Status RunPack(const PackOptions& options) {
   PORTOLAN_ASSIGN_OR_RETURN(Model model, OpenModel(options.model_dir));
+  TellNotice(model);
   PORTOLAN_ASSIGN_OR_RETURN(model.fingerprint,
                             ModelFingerprint(model.config, *model.checkpoint));
   const PackIdentity identity = PackIdentityOf(model, options.format);

@@ -87,6 +87,7 @@ absl::Status ReplayTrace(const PlanOptions& options, int num_ranks,
 absl::StatusOr<Plan> MakePlan(const PlanOptions& options) {
   PORTOLAN_RETURN_IF_ERROR(options.job.ValidateJob());
   PORTOLAN_ASSIGN_OR_RETURN(Model model, OpenModel(options.job.model_dir));
+  TellNotice(model);
   if (!options.traces.empty()) {  // which must be of this very model
     PORTOLAN_ASSIGN_OR_RETURN(
         model.fingerprint, ModelFingerprint(model.config, *model.checkpoint));

@@ -18,6 +18,7 @@
 #include "experts/weight_conversion.h"
 #include "runtime/model/checkpoint/dense_weights.h"
 #include "runtime/model/checkpoint/expert_reader.h"
+#include "runtime/model/checkpoint/unused_tensors.h"
 #include "tests/tiny_checkpoint.h"
 
 namespace portolan {
@@ -326,6 +327,17 @@ TEST(Fp8Test, Fp8WithoutABlockSizeIsRefused) {
 
   EXPECT_TRUE(absl::IsInvalidArgument(status)) << status;
   EXPECT_THAT(std::string(status.message()), HasSubstr("weight_block_size"));
+}
+
+TEST(Fp8Test, ScalesOfWeightsThatAreReadCountAsUsed) {
+  const Twins twins;
+  const Opened fp8(twins.fp8);
+
+  const auto notice =
+      CheckUnusedTensors(fp8.config, *fp8.checkpoint, fp8.Experts().value());
+
+  ASSERT_TRUE(notice.ok()) << notice.status();
+  EXPECT_EQ(*notice, "");
 }
 
 }  // namespace

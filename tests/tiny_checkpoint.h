@@ -32,6 +32,7 @@ struct TinyModel {
   int64_t num_experts = 3;
   int64_t intermediate = 24;
   int64_t dense_intermediate = 40;
+  std::vector<std::string> further = {};  // names of vectors nobody asks for
 
   std::string block(int layer) const {
     return absl::StrCat("model.layers.", layer,
@@ -147,6 +148,9 @@ inline std::vector<TestTensor> TinyTensors(const TinyModel& m) {
     for (TestTensor& tensor : TinyLayer(m, layer)) {
       tensors.push_back(std::move(tensor));
     }
+  }
+  for (const std::string& name : m.further) {
+    tensors.push_back(TinyTensor(name, {m.hidden}, m.dtype));
   }
   return tensors;
 }

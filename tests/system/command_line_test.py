@@ -5,6 +5,7 @@ import json
 import pathlib
 import re
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -370,6 +371,27 @@ class CommandLineTest(unittest.TestCase):
             timeout=60, check=False, preexec_fn=few)
         self.assertEqual(done.returncode, 1, done.stderr)
         self.assertRegex(done.stderr, r"^error: out of memory; [^\n]*\n$")
+
+    def test_layers_that_are_left_out_are_told_once(self):
+        model = self.directory / "model"
+        shutil.copytree(portolan.MODEL, model)
+        config = json.loads((model / "config.json").read_text())
+        config["num_hidden_layers"] = 7  # of 8
+        (model / "config.json").write_text(json.dumps(config))
+        generate = ["generate", "--prompt", "Once", "--max-tokens", "2"]
+        told = (rf"(?m)^notice: {re.escape(str(model))}: 105 tensors are not "
+                r"used: model\.layers\.7\..*\(num_hidden_layers is 7\)$")
+        for command, ranks in ((generate, None),
+                               ([*generate, "--ranks", "2"], None),
+                               (generate, "2"), (["pack"], None),
+                               (["plan"], None)):
+            done = run([*command, "--model", model], mpi_ranks=ranks)
+            self.assertEqual(len(re.findall(told, done.stderr)), 1,
+                             (command, done.stderr))
+            self.assertEqual(done.stderr.count("not used"), 1)
+        # The whole model uses all that it has.
+        done = run([*generate, "--model", portolan.MODEL])
+        self.assertNotIn("not used", done.stderr)
 
     def test_bench_kernels_is_right_on_every_path(self):
         figures = json.loads(run(["bench", "kernels", "--seconds", "0.001",

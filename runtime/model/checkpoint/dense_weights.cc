@@ -35,6 +35,9 @@ class DenseLoader {
   absl::Status Plan();
   absl::Status Run(DenseWeights::Progress progress);
 
+  // Of the plan, scales included.
+  std::vector<const TensorInfo*> Tensors() const;
+
   // Stored dtypes other than bf16: "F16, F32".
   std::string RoundedDtypes() const;
 
@@ -276,6 +279,17 @@ absl::Status DenseLoader::Run(DenseWeights::Progress progress) {
   return absl::OkStatus();
 }
 
+std::vector<const TensorInfo*> DenseLoader::Tensors() const {
+  std::vector<const TensorInfo*> tensors;
+  for (const Job& job : jobs_) {
+    tensors.push_back(job.tensor);
+    if (LoadableDtype(job.tensor->dtype) != TensorDtype::kF8E4M3) continue;
+    tensors.push_back(
+        checkpoint_.Find(absl::StrCat(job.tensor->name, "_scale_inv")));
+  }
+  return tensors;
+}
+
 std::string DenseLoader::RoundedDtypes() const {
   std::set<std::string> dtypes;
   for (const Job& job : jobs_) dtypes.insert(job.tensor->dtype);
@@ -326,6 +340,15 @@ absl::StatusOr<int64_t> DenseWeights::BytesNeeded(const ModelConfig& config,
   DenseLoader loader(config, checkpoint, nothing, format, /*dry=*/true);
   PORTOLAN_RETURN_IF_ERROR(loader.Plan());
   return loader.buffer_bytes();
+}
+
+absl::StatusOr<std::vector<const TensorInfo*>> DenseWeights::Tensors(
+    const ModelConfig& config, const Checkpoint& checkpoint) {
+  DenseWeights nothing;
+  DenseLoader loader(config, checkpoint, nothing, WeightFormat::kBf16,
+                     /*dry=*/true);
+  PORTOLAN_RETURN_IF_ERROR(loader.Plan());
+  return loader.Tensors();
 }
 
 int64_t DenseWeights::bytes() const {

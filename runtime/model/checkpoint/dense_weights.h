@@ -67,6 +67,11 @@ struct DenseWeights {
       const ModelConfig& config, const Checkpoint& checkpoint,
       WeightFormat format = WeightFormat::kBf16);
 
+  // What Load() would read, scales included: reads nothing.
+  // Errors: as Checkpoint::Get().
+  static absl::StatusOr<std::vector<const TensorInfo*>> Tensors(
+      const ModelConfig& config, const Checkpoint& checkpoint);
+
   // Of a token below vocab_size: [hidden].
   std::span<const Bf16> Embedding(int32_t token) const {
     return std::span<const Bf16>(embedding).subspan(

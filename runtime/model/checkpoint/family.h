@@ -37,6 +37,10 @@ struct ModelFamily {
   std::string gate;
   std::string up;
   std::string down;
+
+  // What in config.json gives the projections of attention biases; empty: they
+  // never have any.
+  std::string bias_field = {};
 };
 
 const ModelFamily& Qwen3MoeFamily();  // families/qwen3_moe.cc

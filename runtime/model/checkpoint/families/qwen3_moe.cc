@@ -7,6 +7,8 @@
 namespace portolan {
 namespace {
 
+constexpr char kBiasField[] = "attention_bias";
+
 // A layer is dense if it is listed or off the sparse step.
 void ReadLayers(ConfigFields& fields, ModelConfig& config) {
   const int64_t last = config.num_layers - 1;
@@ -44,7 +46,7 @@ void ReadConfig(ConfigFields& fields, ModelConfig& config) {
       fields.Int("moe_intermediate_size", 1, kMaxWidth);
   config.norm_topk_prob = fields.BoolOr("norm_topk_prob", false);
   config.has_qk_norm = true;
-  config.has_qkv_bias = fields.BoolOr("attention_bias", false);
+  config.has_qkv_bias = fields.BoolOr(kBiasField, false);
   config.has_output_bias = config.has_qkv_bias;
   ReadLayers(fields, config);
   ReadWindow(fields, config);
@@ -59,7 +61,8 @@ const ModelFamily& Qwen3MoeFamily() {
                                       .moe_blocks = {"mlp"},
                                       .gate = "gate_proj",
                                       .up = "up_proj",
-                                      .down = "down_proj"};
+                                      .down = "down_proj",
+                                      .bias_field = kBiasField};
   return kFamily;
 }
 
