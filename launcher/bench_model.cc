@@ -22,7 +22,7 @@
 #include "launcher/zone_report.h"
 #include "runtime/base/cpu_topology.h"
 #include "runtime/base/status_macros.h"
-#include "runtime/kernels/bench_kernels.h"
+#include "runtime/kernels/read_bandwidth.h"
 #include "runtime/serving/collectives.h"
 
 namespace portolan {

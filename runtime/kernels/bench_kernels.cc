@@ -2,16 +2,17 @@
 
 #include <algorithm>
 #include <bit>
-#include <chrono>
 #include <cstring>
 #include <numeric>
 
-#include "absl/functional/function_ref.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "runtime/base/check.h"
+#include "runtime/base/thread_pool.h"
+#include "runtime/kernels/bench_timing.h"
 #include "runtime/kernels/kernels.h"
 #include "runtime/kernels/quantise.h"
+#include "runtime/kernels/read_bandwidth.h"
 #include "runtime/kernels/scratch.h"
 
 namespace portolan {
@@ -24,31 +25,6 @@ constexpr int64_t kManyRows = 256;  // of attention and norms in prefill
 
 constexpr int32_t kNumHeads = 16;
 constexpr KvLayout kKvLayout = {.num_kv_heads = 4, .head_dim = 64};
-
-double Now() {
-  return std::chrono::duration<double>(
-             std::chrono::steady_clock::now().time_since_epoch())
-      .count();
-}
-
-double Median(std::vector<double>& values) {
-  const auto middle = values.begin() + static_cast<int64_t>(values.size() / 2);
-  std::nth_element(values.begin(), middle, values.end());
-  return *middle;
-}
-
-// Median seconds of a call: at least three calls, then until time is up.
-double MedianSeconds(double budget, absl::FunctionRef<void()> call) {
-  call();
-  std::vector<double> seconds;
-  const double end = Now() + budget;
-  while (seconds.size() < 3 || (Now() < end && seconds.size() < 100'000)) {
-    const double start = Now();
-    call();
-    seconds.push_back(Now() - start);
-  }
-  return Median(seconds);
-}
 
 // Pseudo-random values in (-1, 1), as many different ones as it takes.
 void Fill(float* values, int64_t count) {
@@ -74,51 +50,6 @@ int64_t CountDifferences(const float* a, const float* b, int64_t count) {
     wrong += std::bit_cast<uint32_t>(a[i]) != std::bit_cast<uint32_t>(b[i]);
   }
   return wrong;
-}
-
-// Sum of the bytes as words, so that none of the reads can be left out. Four
-// streams: one alone does not keep enough cache lines on their way.
-uint64_t ReadAll(const std::byte* data, int64_t bytes) {
-  typedef uint64_t Words __attribute__((vector_size(16)));
-  constexpr int64_t kStreams = 4;
-  const int64_t stream = bytes / kStreams / 64 * 64;
-  Words sums[kStreams] = {};
-  for (int64_t i = 0; i < stream; i += 64) {
-    for (int64_t s = 0; s < kStreams; ++s) {
-      const std::byte* from = data + s * stream + i;
-      __builtin_prefetch(from + 2048);
-      for (int64_t part = 0; part < 64; part += 16) {
-        Words words;
-        std::memcpy(&words, from + part, sizeof(words));
-        sums[s] += words;
-      }
-    }
-  }
-  const Words sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
-  return sum[0] + sum[1];
-}
-
-// Bytes per second: the median of several slices, each from memory, as the
-// kernels' figures are medians. The fastest slice would be a limit that others'
-// use of the memory seldom grants.
-double TypicalRead(ThreadPool& pool, std::span<const std::byte> memory,
-                   uint64_t& checksum) {
-  const int threads = pool.num_threads();
-  const auto bytes = static_cast<int64_t>(memory.size());
-  const int64_t slice = std::min<int64_t>(bytes, int64_t{32} << 20);
-  const int64_t part = slice / threads / 64 * 64;
-  std::vector<uint64_t> sums(static_cast<size_t>(threads));
-  std::vector<double> seconds;
-  for (int64_t at = 0; at + slice <= 2 * bytes; at += slice) {
-    const std::byte* from = memory.data() + at % (bytes / slice * slice);
-    const double start = Now();
-    pool.ParallelFor(threads, [&](int64_t i) {
-      sums[static_cast<size_t>(i)] += ReadAll(from + i * part, part);
-    });
-    seconds.push_back(Now() - start);
-  }
-  checksum += std::accumulate(sums.begin(), sums.end(), uint64_t{0});
-  return static_cast<double>(part * threads) / Median(seconds);
 }
 
 class Bench {
@@ -236,9 +167,9 @@ class Bench {
     for (const int threads : {1, options_.num_threads}) {
       bandwidth_ = 0;
       const double gb_s =
-          TypicalRead(threads == 1 ? one_thread_ : pool_,
-                      {weights_data_, static_cast<size_t>(PoolBytes())},
-                      checksum_) /
+          MeasureReadBandwidth(
+              threads == 1 ? one_thread_ : pool_,
+              {weights_data_, static_cast<size_t>(PoolBytes())}, checksum_) /
           1e9;
       Add({.name = "read bandwidth",
            .path = "-",
@@ -462,17 +393,6 @@ class Bench {
 std::vector<KernelBenchRow> BenchKernels(const KernelBenchOptions& options) {
   PORTOLAN_CHECK(!options.rows.empty());
   return Bench(options).Run();
-}
-
-double MeasureReadBandwidth(ThreadPool& pool, int64_t pool_bytes) {
-  Scratch memory;
-  auto* data = memory.Get<std::byte>(pool_bytes);
-  std::memset(data, 1, static_cast<size_t>(pool_bytes));
-  uint64_t checksum = 0;
-  const double speed =
-      TypicalRead(pool, {data, static_cast<size_t>(pool_bytes)}, checksum);
-  PORTOLAN_CHECK(checksum != 0);  // nothing was left out
-  return speed;
 }
 
 std::string FormatKernelBench(const std::vector<KernelBenchRow>& rows) {

@@ -4,7 +4,6 @@
 #include <string>
 #include <vector>
 
-#include "runtime/base/thread_pool.h"
 #include "runtime/kernels/cpu_path.h"
 #include "runtime/kernels/kernel_table.h"
 #include "runtime/kernels/weight_format.h"
@@ -30,8 +29,8 @@ struct KernelBenchOptions {
 
 // One line of the table.
 struct KernelBenchRow {
-  std::string
-      name;  // "linear", "8 experts", "8 experts int8", ..., "pack", limits
+  // "linear", "8 experts", "8 experts int8", ..., "pack"; the limits
+  std::string name;
   std::string path;  // a CpuPathName(), or "-"
   int num_threads = 1;
   int64_t m = 0;
@@ -47,10 +46,6 @@ struct KernelBenchRow {
 // kernel on every path with cold weights. Takes some seconds per path.
 // Percentages compare with num_threads.
 std::vector<KernelBenchRow> BenchKernels(const KernelBenchOptions& options);
-
-// The bytes per second that the threads of `pool` read from memory together,
-// the median over slices of `pool_bytes`, which it allocates.
-double MeasureReadBandwidth(ThreadPool& pool, int64_t pool_bytes);
 
 // The table for people, one line a row.
 std::string FormatKernelBench(const std::vector<KernelBenchRow>& rows);
