@@ -412,6 +412,8 @@ ExpertCache::Counters ExpertCache::counters() const {
   Counters counters = counters_;
   counters.bytes_read = source_->bytes_read();
   counters.retries = queue_.num_retries();
+  counters.resident_bytes =
+      int64_t{table_.num_resident()} * options_.slot_bytes;
   return counters;
 }
 

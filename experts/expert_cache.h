@@ -65,6 +65,7 @@ class ExpertCache final : public ExpertProvider {
     int64_t retries = 0;              // demand loads read again
     int64_t failed_speculative = 0;   // given up without harm
     int64_t occupied_bytes_peak = 0;  // slots not empty; <= budget_bytes()
+    int64_t resident_bytes = 0;       // slots with an expert that is loaded
   };
 
   // `shape.num_slots` slots for the experts in `shape.owned`. Policy and shape

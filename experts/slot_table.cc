@@ -33,10 +33,12 @@ int32_t SlotTable::StartReading(ExpertId id) {
 void SlotTable::SetResident(int32_t slot) {
   PORTOLAN_CHECK(state(slot) == State::kReading);
   at(slot).state = State::kResident;
+  ++num_resident_;
 }
 
 void SlotTable::Clear(int32_t slot) {
   PORTOLAN_CHECK(state(slot) != State::kEmpty && at(slot).leases == 0);
+  if (state(slot) == State::kResident) --num_resident_;
   slot_of_[Index(id(slot))] = -1;
   at(slot).state = State::kEmpty;
   free_.push_back(slot);

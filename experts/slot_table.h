@@ -27,6 +27,7 @@ class SlotTable {
 
   int32_t num_slots() const { return static_cast<int32_t>(slots_.size()); }
   int32_t num_free() const { return static_cast<int32_t>(free_.size()); }
+  int32_t num_resident() const { return num_resident_; }
 
   // The slot of an expert that is being read or resident.
   std::optional<int32_t> Find(ExpertId id) const;
@@ -72,6 +73,7 @@ class SlotTable {
   const size_t num_experts_;
   std::vector<Slot> slots_;
   std::vector<int32_t> free_;
+  int32_t num_resident_ = 0;
   std::vector<int32_t> slot_of_;  // by Index(), -1: absent
   std::vector<int32_t> wishes_;   // by Index()
 };

@@ -117,6 +117,8 @@ class Meter {
     metrics.set_expert_late(static_cast<uint64_t>(experts.late));
     metrics.set_expert_misses(static_cast<uint64_t>(experts.misses));
     metrics.set_expert_resident_bytes(
+        static_cast<uint64_t>(rank_.expert_counters().resident_bytes));
+    metrics.set_expert_capacity_bytes(
         static_cast<uint64_t>(rank_.expert_memory_bytes()));
     metrics.set_expert_demand_bytes(
         static_cast<uint64_t>(experts.demand_bytes));

@@ -260,7 +260,8 @@ TEST_F(RequestHubTest, StatsHaveTheExpertFiguresThatARankToldLast) {
   metrics.set_expert_late(5);
   metrics.set_expert_misses(4);
   metrics.set_expert_stall_s(0.5);
-  metrics.set_expert_resident_bytes(4096);
+  metrics.set_expert_resident_bytes(2048);
+  metrics.set_expert_capacity_bytes(4096);
   rank_->Beat(metrics);
   rank_->Beat(std::nullopt);  // as in the heartbeat before
 

@@ -20,6 +20,7 @@ class RankFiguresTest : public ::testing::Test {
     metrics.set_expert_misses(misses);
     metrics.set_kv_cache_usage(0.25);
     metrics.set_expert_resident_bytes(1000);
+    metrics.set_expert_capacity_bytes(4000);
     v1::Histogram& alltoall = *metrics.mutable_alltoall_s();
     alltoall.add_bounds(0.01);
     alltoall.add_bounds(0.1);
@@ -62,6 +63,8 @@ TEST_F(RankFiguresTest, AddsUpRanksAndTheirRestarts) {
                                 "\"fast\"} 20"));
   EXPECT_THAT(Text(), HasSubstr("portolan_expert_cache_resident_bytes{model_"
                                 "name=\"tiny\",tier=\"fast\"} 2000"));
+  EXPECT_THAT(Text(), HasSubstr("portolan_expert_cache_capacity_bytes{model_"
+                                "name=\"tiny\",tier=\"fast\"} 8000"));
   EXPECT_THAT(Text(), HasSubstr("portolan_alltoall_seconds_bucket{model_name="
                                 "\"tiny\",le=\"0.01\"} 20"));
 }
@@ -89,6 +92,8 @@ TEST_F(RankFiguresTest, ARankThatIsGoneHoldsNothing) {
   figures_.Update(Rank(0), Figures(5));
   figures_.Forget("job", 0);
   EXPECT_THAT(Text(), HasSubstr("resident_bytes{model_name=\"tiny\",tier="
+                                "\"fast\"} 0"));
+  EXPECT_THAT(Text(), HasSubstr("capacity_bytes{model_name=\"tiny\",tier="
                                 "\"fast\"} 0"));
   EXPECT_THAT(Text(), Not(HasSubstr("kv_cache_usage_perc{")));
 

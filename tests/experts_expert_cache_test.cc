@@ -230,6 +230,21 @@ TEST(ExpertCacheTest, TwoSlotsServeALayerInWaves) {
   EXPECT_EQ(harness.cache->budget_bytes(), 2 * int64_t{kFakeSlotBytes});
 }
 
+TEST(ExpertCacheTest, ResidentBytesAreThoseOfLoadedExpertsNotOfAllSlots) {
+  Harness harness(3);
+  const auto resident = [&] {
+    return harness.cache->counters().resident_bytes / int64_t{kFakeSlotBytes};
+  };
+  EXPECT_EQ(resident(), 0);
+
+  ASSERT_TRUE(harness.Visit(0, {1}).ok());
+  EXPECT_EQ(resident(), 1);
+  ASSERT_TRUE(harness.Visit(0, {1, 2}).ok());
+  EXPECT_EQ(resident(), 2);
+  ASSERT_TRUE(harness.Visit(0, {3, 4, 5, 6}).ok());
+  EXPECT_EQ(resident(), 3);
+}
+
 TEST(ExpertCacheTest, RoundsOfALayerAreCountedAsOneVisit) {
   Harness harness(6);
   const auto compute = [](std::span<const ReadyExpert>) {

@@ -51,6 +51,20 @@ TEST(SlotTableTest, OnlyResidentsWithoutLeaseAndWishAreEvictable) {
   EXPECT_THAT(Evictable(table), ElementsAre(ExpertId{0, 1}, ExpertId{0, 2}));
 }
 
+TEST(SlotTableTest, ResidentsAreCountedOnlyWhileTheyAreLoaded) {
+  SlotTable table(3, 1, 4);
+  const int32_t failed = table.StartReading({0, 0});
+  const int32_t loaded = table.StartReading({0, 1});
+  EXPECT_EQ(table.num_resident(), 0);
+
+  table.SetResident(loaded);
+  table.Clear(failed);
+  EXPECT_EQ(table.num_resident(), 1);
+
+  table.Clear(loaded);
+  EXPECT_EQ(table.num_resident(), 0);
+}
+
 TEST(SlotTableTest, EachFillingHasItsOwnGeneration) {
   SlotTable table(1, 1, 2);
   const int32_t slot = table.StartReading({0, 0});

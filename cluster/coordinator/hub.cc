@@ -26,7 +26,7 @@ void AddFigures(const v1::RankMetrics& metrics, v1::RankStats& rank) {
   rank.set_expert_late(metrics.expert_late());
   rank.set_expert_misses(metrics.expert_misses());
   rank.set_expert_stall_s(metrics.expert_stall_s());
-  rank.set_expert_memory_bytes(metrics.expert_resident_bytes());
+  rank.set_expert_memory_bytes(metrics.expert_capacity_bytes());
 }
 
 }  // namespace

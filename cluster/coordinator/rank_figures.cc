@@ -193,16 +193,23 @@ void RankFigures::SetImbalance(const RankIdentity& changed) {
 
 void RankFigures::SetGauges(const RankIdentity& changed) {
   double resident = 0;
+  double capacity = 0;
   for (const auto& [key, last] : ranks_) {
     if (!last.attached || last.identity.model_name != changed.model_name) {
       continue;
     }
     resident += static_cast<double>(last.metrics.expert_resident_bytes());
+    capacity += static_cast<double>(last.metrics.expert_capacity_bytes());
   }
+  const Labels labels = {{"tier", "fast"}, {"model_name", changed.model_name}};
   Gauges(registry_, "portolan_expert_cache_resident_bytes",
-         "Bytes of experts in memory")
-      .Add({{"tier", "fast"}, {"model_name", changed.model_name}})
+         "Bytes of memory with experts that are loaded")
+      .Add(labels)
       .Set(resident);
+  Gauges(registry_, "portolan_expert_cache_capacity_bytes",
+         "Bytes of memory held for experts, in use or not")
+      .Add(labels)
+      .Set(capacity);
   SetImbalance(changed);
 }
 

@@ -30,6 +30,7 @@ BY_MODEL = """
     prompt_tokens_total generation_tokens_total request_success_total
     admission_rejections_total cache_config_info
     expert_cache_requests_total expert_cache_resident_bytes
+    expert_cache_capacity_bytes
     expert_load_bytes_total expert_load_stall_seconds_total
     expert_prefetch_total expert_prefetch_bytes_total dispatch_bytes_total
     rank_tokens_total rank_imbalance_ratio
@@ -180,6 +181,12 @@ class MetricsTest(unittest.TestCase):
         for rank in ranks():
             self.assertGreater(rank["expert_hits"] + rank["expert_misses"], 0)
             self.assertGreater(rank["expert_memory_bytes"], 0)
+        memory = sum(rank["expert_memory_bytes"] for rank in ranks()
+                     if rank["model"] == "one")
+        self.assertEqual(self.value("portolan_expert_cache_capacity_bytes",
+                                    model_name="one"), memory)
+        self.assertLessEqual(self.value("portolan_expert_cache_resident_bytes",
+                                        model_name="one"), memory)
 
     def test_refusals_are_counted_as_stats_does(self):
         self.assertEqual(self.value("portolan_admission_rejections_total"),
