@@ -3,6 +3,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/time/time.h"
+#include "runtime/base/units.h"
 
 namespace portolan {
 
@@ -27,6 +28,12 @@ std::string StatusPage(const v1::Stats& stats) {
                           rank.job(), rank.rank(), rank.host(), rank.model(),
                           rank.running(), rank.free_sequences(), rank.tokens(),
                           rank.silent_s(), rank.draining() ? " draining" : "");
+    absl::StrAppendFormat(&page,
+                          "%20s experts: %d hits, %d late, %d misses, waited "
+                          "%.1f s, %s of memory\n",
+                          "", rank.expert_hits(), rank.expert_late(),
+                          rank.expert_misses(), rank.expert_stall_s(),
+                          FormatBytes(rank.expert_memory_bytes()));
   }
   if (stats.ranks_size() == 0) page += "(no rank is attached)\n";
   return page;
