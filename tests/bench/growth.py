@@ -60,9 +60,12 @@ def bench_arguments(axis, point, threads):
 
 def model_of(directory, experts):
     path = directory / f"growth-{experts}"
-    if not (path / "config.json").exists():
+    # The configuration is the first file that is written, this the last.
+    done = directory / f"growth-{experts}.done"
+    if not done.exists():
         shape = make_model.dataclasses.replace(SHAPE, experts=experts)
         make_model.write_model(shape, hf=path)
+        done.touch()
     return path
 
 
@@ -183,15 +186,25 @@ def write_plot(lines, path):
                      f"{first['threads']} threads unless said otherwise")
 
 
-def main():
+def positive(text):
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
+positive.__name__ = "whole number above 0"  # in messages of argparse
+
+
+def arguments(words=None):
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--axes", default=",".join(AXES))
     parser.add_argument("--points", help="only these, of a single axis")
     parser.add_argument("--plot", type=pathlib.Path, metavar="FILE.svg")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=positive, default=3)
+    parser.add_argument("--threads", type=positive, default=2)
     parser.add_argument("--cliff", type=float, default=1.5)
     parser.add_argument("--realtime", type=int, default=0, metavar="PRIORITY",
                         help="run at this real-time priority (root)")
@@ -203,27 +216,56 @@ def main():
                         help="measure nothing, show --results")
     parser.add_argument("--portolan", type=pathlib.Path,
                         default=SOURCE / "build/release/launcher/portolan")
-    args = parser.parse_args()
-    lines = []
-    if args.results is not None and args.results.exists():
-        lines = [json.loads(line) for line in args.results.open()]
+    args = parser.parse_args(words)
+    args.axes = args.axes.split(",")
+    for axis in args.axes:
+        if axis not in AXES:
+            parser.error(f"--axes {axis}: there are {', '.join(AXES)}")
+    if args.points:
+        if len(args.axes) != 1:
+            parser.error("--points are of a single axis: say --axes too")
+        try:
+            args.points = [positive(point) for point in args.points.split(",")]
+        except ValueError:
+            parser.error(f"--points {args.points}: write numbers, with commas "
+                         "between")
+    if args.print and (args.results is None or not args.results.exists()):
+        parser.error("--print shows --results, which must be there")
+    for flag, file in (("--plot", args.plot), ("--results", args.results)):
+        if file is not None and not file.absolute().parent.is_dir():
+            parser.error(f"{flag} {file}: there is no such directory")
+    return args
+
+
+def measure_all(args, lines):
+    """Appends what it measures to `lines` and to --results at once."""
     with tempfile.TemporaryDirectory() as scratch:
         args.models = args.models or pathlib.Path(scratch)
-        for axis in [] if args.print else args.axes.split(","):
-            points = AXES[axis]
-            if args.points:
-                points = [int(point) for point in args.points.split(",")]
-            for point in points:
+        for axis in args.axes:
+            for point in args.points or AXES[axis]:
                 lines.append(measure(args, axis, point))
                 if args.results is not None:
                     with args.results.open("a") as file:
                         file.write(json.dumps(lines[-1]) + "\n")
+
+
+def main():
+    args = arguments()
+    lines = []
+    if args.results is not None and args.results.exists():
+        lines = [json.loads(line) for line in args.results.open()]
+    stopped = None
+    if not args.print:
+        try:
+            measure_all(args, lines)
+        except (machine.Skipped, OSError) as reason:
+            stopped = f"growth.py: {reason}"
     print_table(lines)
     for cliff in find_cliffs(lines, args.cliff):
         print("cliff:", cliff)
     if args.plot is not None and lines:
         write_plot(lines, args.plot)
-    return 0
+    return stopped or 0
 
 
 if __name__ == "__main__":
