@@ -295,5 +295,40 @@ TEST_P(AttentionPathTest, HasTheNansOfTheScalarPathWhereKOrVIsHugeOrNotFinite) {
   }
 }
 
+// Windows around the size of a page, and more pages than are weighed at a time.
+constexpr int64_t kLongLength = 600;
+constexpr AttentionShape kLongShapes[] = {
+    {2, 1, 32, 0}, {2, 1, 32, 32}, {2, 1, 32, 33}, {2, 1, 32, 545}};
+
+TEST(AttentionTest, LongContextsAndWindowsAgreeWithDouble) {
+  ThreadPool pool(1);
+  Kernels kernels(BestCpuPath(), pool);
+  for (const AttentionShape& shape : kLongShapes) {
+    Problem f32(shape, kLongLength, ActivationDtype::kF32, 6);
+    Problem bf16(shape, kLongLength, ActivationDtype::kBf16, 6);
+
+    EXPECT_LT(LargestError(f32.Run(kernels, 250), f32.Reference()), 1e-4)
+        << "window " << shape.window;
+    EXPECT_LT(LargestError(bf16.Run(kernels, 250), bf16.Reference()), 0.1)
+        << "window " << shape.window;
+  }
+}
+
+TEST_P(AttentionPathTest, LongContextsAndWindowsHaveTheBitsOfTheScalarPath) {
+  if (GetParam().table == nullptr) GTEST_SKIP() << GetParam().missing;
+  ThreadPool pool(1);
+  Kernels scalar(CpuPath::kScalar, pool);
+  Kernels kernels(CpuPath::kScalar, *GetParam().table, pool);
+  for (const AttentionShape& shape : kLongShapes) {
+    const auto run = [&](Kernels& by, int32_t chunk) {
+      return Problem(shape, kLongLength, ActivationDtype::kBf16, 6)
+          .Run(by, chunk);
+    };
+
+    EXPECT_TRUE(SameBits(run(kernels, 170), run(scalar, 250)))
+        << "window " << shape.window;
+  }
+}
+
 }  // namespace
 }  // namespace portolan
