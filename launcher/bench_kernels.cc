@@ -8,11 +8,14 @@
 #include <vector>
 
 #include "CLI/CLI.hpp"
+#include "absl/strings/str_cat.h"
 #include "launcher/bench.h"
 #include "launcher/console.h"
 #include "launcher/flags.h"
 #include "runtime/base/cpu_topology.h"
+#include "runtime/base/memory_available.h"
 #include "runtime/base/status_macros.h"
+#include "runtime/base/units.h"
 
 namespace portolan {
 namespace {
@@ -36,6 +39,17 @@ nlohmann::ordered_json ToJson(const KernelBenchRow& row) {
           {"wrong", row.wrong}};
 }
 
+absl::Status CheckMemory(const KernelBenchOptions& options) {
+  const int64_t wanted = KernelBenchBytes(options);
+  const int64_t available = AvailableMemory();
+  if (wanted <= available) return absl::OkStatus();
+  return absl::ResourceExhaustedError(absl::StrCat(
+      "matrices of ", options.n, " x ", options.k, ", their rows and results ",
+      "take ", FormatBytes(static_cast<uint64_t>(wanted)), ", ",
+      FormatBytes(static_cast<uint64_t>(available)),
+      " are available; lower --outputs, --inputs or --rows"));
+}
+
 absl::Status RunBenchKernels(BenchKernelsOptions options) {
   if (!options.path.empty()) {
     const auto path = ParseCpuPath(options.path);
@@ -57,6 +71,7 @@ absl::Status RunBenchKernels(BenchKernelsOptions options) {
   ThreadPlan plan = PlanThreads(AllowedCpus(), options.threads, 0, 1);
   options.bench.num_threads = plan.num_threads;
   options.bench.cpus = std::move(plan.cpus);
+  PORTOLAN_RETURN_IF_ERROR(CheckMemory(options.bench));
   const std::vector<KernelBenchRow> rows = BenchKernels(options.bench);
   if (options.json) {
     nlohmann::ordered_json json = {{"cpu", CpuModelName()}};

@@ -52,6 +52,16 @@ int64_t CountDifferences(const float* a, const float* b, int64_t count) {
   return wrong;
 }
 
+int64_t PoolBytesOf(const KernelBenchOptions& options) {
+  return std::max(options.pool_bytes,
+                  kExperts * PackedBytes(options.n, options.k));
+}
+
+int64_t MostRows(const KernelBenchOptions& options) {
+  return std::max(kManyRows,
+                  *std::max_element(options.rows.begin(), options.rows.end()));
+}
+
 class Bench {
  public:
   explicit Bench(const KernelBenchOptions& options)
@@ -64,9 +74,7 @@ class Bench {
                           WeightFormat::kInt4};
     }
     weights_data_ = weights_.Get<std::byte>(PoolBytes());
-    const int64_t rows =
-        std::max(kManyRows,
-                 *std::max_element(options_.rows.begin(), options_.rows.end()));
+    const int64_t rows = MostRows(options_);
     x_f32_ = rows_.Get<float>(rows * options_.k);
     Fill(x_f32_, rows * options_.k);
     x_data_ = x_.Get<Bf16>(rows * PaddedCols(options_.k));
@@ -105,10 +113,7 @@ class Bench {
     return PackedBytes(options_.n, options_.k, format_);
   }
 
-  int64_t PoolBytes() const {
-    return std::max(options_.pool_bytes,
-                    kExperts * PackedBytes(options_.n, options_.k));
-  }
+  int64_t PoolBytes() const { return PoolBytesOf(options_); }
 
   // Fills the pool with copies of one matrix.
   void PrepareWeights(WeightFormat format) {
@@ -393,6 +398,15 @@ class Bench {
 std::vector<KernelBenchRow> BenchKernels(const KernelBenchOptions& options) {
   PORTOLAN_CHECK(!options.rows.empty());
   return Bench(options).Run();
+}
+
+int64_t KernelBenchBytes(const KernelBenchOptions& options) {
+  PORTOLAN_CHECK(!options.rows.empty());
+  const int64_t row = options.k * int64_t{sizeof(float)} +
+                      PaddedCols(options.k) * int64_t{sizeof(Bf16)} +
+                      kExperts * options.n * int64_t{sizeof(float)};
+  const int64_t matrix = PackedBytes(options.n, options.k);
+  return PoolBytesOf(options) + MostRows(options) * row + 2 * matrix;
 }
 
 std::string FormatKernelBench(const std::vector<KernelBenchRow>& rows) {

@@ -47,6 +47,10 @@ struct KernelBenchRow {
 // Percentages compare with num_threads.
 std::vector<KernelBenchRow> BenchKernels(const KernelBenchOptions& options);
 
+// Bytes of memory that BenchKernels() writes, but for small change. It takes
+// them or ends the process: look first whether they are there.
+int64_t KernelBenchBytes(const KernelBenchOptions& options);
+
 // The table for people, one line a row.
 std::string FormatKernelBench(const std::vector<KernelBenchRow>& rows);
 

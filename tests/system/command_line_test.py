@@ -393,6 +393,18 @@ class CommandLineTest(unittest.TestCase):
         done = run([*generate, "--model", portolan.MODEL])
         self.assertNotIn("not used", done.stderr)
 
+    def test_bench_kernels_looks_how_much_memory_there_is(self):
+        meminfo = pathlib.Path("/proc/meminfo").read_text()
+        if int(re.search(r"MemAvailable: +(\d+) kB", meminfo)[1]) > 60 << 20:
+            self.skipTest("this machine has the memory")
+        done = portolan.run([portolan.program(BUILD), "bench", "kernels",
+                             "--outputs", "65536", "--inputs", "65536"])
+        wanted = re.match(r"error: matrices of 65536 x 65536, [^\n]* take "
+                          r"([\d.]+) GiB, .* are available; lower [^\n]*\n$",
+                          done.stderr)
+        self.assertEqual(done.returncode, 1, done.stderr)
+        self.assertGreater(float(wanted[1]), 64)
+
     def test_bench_kernels_is_right_on_every_path(self):
         figures = json.loads(run(["bench", "kernels", "--seconds", "0.001",
                                   "--outputs", "64", "--inputs", "64",
