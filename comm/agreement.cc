@@ -1,8 +1,11 @@
 #include "comm/agreement.h"
 
 #include <algorithm>
+#include <array>
+#include <cstddef>
 #include <map>
 
+#include "absl/strings/cord.h"
 #include "absl/strings/str_cat.h"
 #include "comm/gather.h"
 #include "runtime/base/status_macros.h"
@@ -10,28 +13,88 @@
 namespace portolan {
 namespace {
 
+constexpr char kOfAllRanks[] = "portolan.of_all_ranks";
+
 std::string Name(const Transport& transport, Rank rank) {
   return absl::StrCat("rank ", ToIndex(rank), " on ", transport.host(rank));
 }
 
+// A text as it travels.
+struct TextRecord {
+  uint32_t size = 0;
+  std::array<char, 252> text = {};
+};
+
+TextRecord ToRecord(const std::string& text) {
+  TextRecord record;
+  std::string cut = text;
+  if (cut.size() > record.text.size()) {
+    constexpr absl::string_view kMore = "...";
+    size_t size = record.text.size() - kMore.size();
+    // Never within a character of UTF-8.
+    while (size > 0 && (static_cast<uint8_t>(cut[size]) & 0xc0) == 0x80) --size;
+    cut = absl::StrCat(cut.substr(0, size), kMore);
+  }
+  record.size = static_cast<uint32_t>(cut.size());
+  std::copy(cut.begin(), cut.end(), record.text.begin());
+  return record;
+}
+
+// The text of every rank. Collective.
+absl::StatusOr<std::vector<std::string>> GatherTexts(
+    Transport& transport, const std::string& mine, const WaitContext& context) {
+  const TextRecord record = ToRecord(mine);
+  PORTOLAN_ASSIGN_OR_RETURN(
+      const MessageMemory memory,
+      AllGather(transport, std::as_bytes(std::span(&record, 1)), context));
+  std::vector<std::string> texts;
+  for (const TextRecord& one : memory.As<TextRecord>().first(
+           static_cast<size_t>(transport.world_size()))) {
+    texts.emplace_back(one.text.data(),
+                       std::min<size_t>(one.size, one.text.size()));
+  }
+  return texts;
+}
+
+// The lowest rank that is not odd.
+Rank FirstRight(std::span<const Rank> odd) {
+  size_t rank = 0;
+  while (rank < odd.size() && odd[rank] == Rank(static_cast<int32_t>(rank))) {
+    ++rank;
+  }
+  return Rank(static_cast<int32_t>(rank));
+}
+
 absl::Status Disagreement(const Transport& transport, const AgreedField& field,
-                          std::span<const uint64_t> values,
+                          std::span<const std::string> texts,
                           std::span<const Rank> odd) {
+  const auto text_of = [&](Rank rank) -> const std::string& {
+    return texts[static_cast<size_t>(ToIndex(rank))];
+  };
+  const Rank right = FirstRight(odd);
+  // Texts that do not tell them apart only say what both have.
+  const bool tells = std::ranges::none_of(odd, [&](Rank rank) {
+    return text_of(rank).empty() || text_of(rank) == text_of(right);
+  });
   std::string text;
   for (const Rank rank : odd) {
-    absl::StrAppend(&text, text.empty() ? "" : ", ", Name(transport, rank),
-                    " has ", field.name, " 0x",
-                    absl::Hex(values[static_cast<size_t>(ToIndex(rank))]));
+    absl::StrAppend(&text, text.empty() ? "" : ", ", Name(transport, rank));
+    if (tells) absl::StrAppend(&text, " has ", field.name, " ", text_of(rank));
   }
-  for (size_t r = 0; r < values.size(); ++r) {
-    const Rank rank{static_cast<int32_t>(r)};
-    if (std::find(odd.begin(), odd.end(), rank) != odd.end()) continue;
-    absl::StrAppend(&text, " where the others (", Name(transport, rank),
-                    values.size() > odd.size() + 1 ? ", ..." : "", ") have 0x",
-                    absl::Hex(values[r]), ": ", field.remedy);
-    break;
+  const std::string others =
+      absl::StrCat("the others (", Name(transport, right),
+                   texts.size() > odd.size() + 1 ? ", ..." : "", ")");
+  if (tells) {
+    absl::StrAppend(&text, " where ", others, " have ", text_of(right));
+  } else {
+    absl::StrAppend(&text, odd.size() == 1 ? " has" : " have", " another ",
+                    field.name, " than ", others);
+    if (!text_of(right).empty()) {
+      absl::StrAppend(&text, ", though both say ", text_of(right));
+    }
   }
-  return absl::FailedPreconditionError(text);
+  return OfAllRanks(
+      absl::FailedPreconditionError(absl::StrCat(text, ": ", field.remedy)));
 }
 
 }  // namespace
@@ -53,12 +116,13 @@ std::vector<Rank> FindOddRanks(std::span<const uint64_t> values) {
 absl::Status Agree(Transport& transport, std::span<const AgreedField> fields,
                    absl::Duration timeout) {
   const auto world = static_cast<size_t>(transport.world_size());
+  const WaitContext context{.phase = "start", .timeout = timeout};
   std::vector<uint64_t> mine;
   for (const AgreedField& field : fields) mine.push_back(field.value);
   PORTOLAN_ASSIGN_OR_RETURN(
       const MessageMemory memory,
       AllGather(transport, std::as_bytes(std::span<const uint64_t>(mine)),
-                WaitContext{.phase = "start", .timeout = timeout}));
+                context));
   const std::span<const uint64_t> all = memory.As<uint64_t>();
 
   std::vector<uint64_t> values(world);
@@ -67,9 +131,21 @@ absl::Status Agree(Transport& transport, std::span<const AgreedField> fields,
       values[rank] = all[rank * fields.size() + i];
     }
     const std::vector<Rank> odd = FindOddRanks(values);
-    if (!odd.empty()) return Disagreement(transport, fields[i], values, odd);
+    if (odd.empty()) continue;
+    PORTOLAN_ASSIGN_OR_RETURN(const std::vector<std::string> texts,
+                              GatherTexts(transport, fields[i].text, context));
+    return Disagreement(transport, fields[i], texts, odd);
   }
   return absl::OkStatus();
+}
+
+absl::Status OfAllRanks(absl::Status status) {
+  if (!status.ok()) status.SetPayload(kOfAllRanks, absl::Cord("yes"));
+  return status;
+}
+
+bool IsOfAllRanks(const absl::Status& status) {
+  return status.GetPayload(kOfAllRanks).has_value();
 }
 
 uint64_t Digest(std::span<const std::byte> bytes, uint64_t seed) {

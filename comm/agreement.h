@@ -13,9 +13,12 @@ namespace portolan {
 
 // One value on which all ranks must agree before they compute together.
 struct AgreedField {
-  absl::string_view name;  // "numerics id"
+  absl::string_view name;  // "--format"
   uint64_t value = 0;
-  absl::string_view remedy;  // "start every rank with the same model and flags"
+  absl::string_view remedy;  // "give every rank the same --format"
+  // The value as the user wrote or knows it: "jsonl". Empty where `value` is a
+  // digest of more than a line says. A long one is cut.
+  std::string text = {};
 };
 
 // Decides who is odd. values[r] is rank r's; the most frequent value is right,
@@ -25,10 +28,15 @@ std::vector<Rank> FindOddRanks(std::span<const uint64_t> values);
 
 // Compares `fields` over all ranks. Collective; every rank passes the same
 // fields in the same order.
-// Errors: kFailedPrecondition, the same on all ranks, naming the first field
-// that differs, the odd ranks with their hosts and both values; as Transport.
+// Errors: kFailedPrecondition, IsOfAllRanks(), naming the first field that
+// differs, the odd ranks with their hosts and both texts; as Transport.
 absl::Status Agree(Transport& transport, std::span<const AgreedField> fields,
                    absl::Duration timeout);
+
+// Marks an error that every rank of the world has, unless it has lost another
+// one meanwhile: one rank may tell it for all.
+absl::Status OfAllRanks(absl::Status status);
+bool IsOfAllRanks(const absl::Status& status);
 
 // A 64-bit digest of bytes, the same on every machine (FNV-1a), to be chained:
 // Digest(more, Digest(some)). Not for adversaries.

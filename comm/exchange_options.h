@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <functional>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -66,6 +67,16 @@ struct ExchangeOptions {
   uint64_t epoch = 0;              // which job, and which start of it
   uint64_t numerics_id = 0;        // two ranks with different ones may not
   uint64_t model_fingerprint = 0;  // compute together
+
+  // Those, and what hints follow from, as the user knows them: for the error of
+  // ranks that differ. Empty: it tells nothing.
+  struct Described {
+    std::string epoch;     // "77, 2"
+    std::string numerics;  // "int8, bf16, bf16"
+    std::string model;     // "/models/tiny"
+    std::string hints;     // "adaptive, 3"
+  };
+  Described described;
 
   // Create() waits for ranks that still load; a step waits step_timeout, and
   // longer as the rows ask for that all ranks planned, and the experts that

@@ -11,6 +11,7 @@
 #include "runtime/base/check.h"
 #include "runtime/base/status_macros.h"
 #include "runtime/base/steady_now.h"
+#include "runtime/base/units.h"
 
 namespace portolan {
 namespace {
@@ -115,21 +116,33 @@ absl::Status TokenExchange::AgreeWithAll() {
   const auto number = [](int64_t value) {
     return static_cast<uint64_t>(value);
   };
+  const auto counted = [&](absl::string_view name, int64_t value,
+                           absl::string_view remedy) {
+    return AgreedField{name, number(value), remedy, absl::StrCat(value)};
+  };
+  const bool exact = o.combine == CombineMode::kExact;
   const AgreedField fields[] = {
-      {"protocol version", kProtocolVersion, "install one version everywhere"},
-      {"epoch", o.epoch, "restart all ranks of the job together"},
-      {"model fingerprint", o.model_fingerprint, kModel},
-      {"numerics id", o.numerics_id,
-       "start every rank with the same model, weight format and activations"},
-      {"number of MoE layers", number(o.num_layers), kModel},
-      {"number of experts", number(o.num_experts), kModel},
-      {"top-k", number(o.top_k), kModel},
-      {"row size", number(o.row_bytes), kModel},
-      {"hidden size", number(o.hidden), kModel},
-      {"combine mode", number(static_cast<int>(o.combine)), kFlags},
-      {"tokens per round", number(round_tokens_), kFlags},
-      {"eager limit", number(o.eager_bytes), kFlags},
-      {"hint layout", DigestOf(o.hint_distances, o.step_hint_layers), kFlags},
+      counted("protocol version", kProtocolVersion,
+              "install one version everywhere"),
+      {"job and restart", o.epoch, "restart all ranks of the job together",
+       o.described.epoch},
+      {"model", o.model_fingerprint, kModel, o.described.model},
+      {"numerics (--weights, --dense-weights, --activations)", o.numerics_id,
+       "start every rank with the same model, weight format and activations",
+       o.described.numerics},
+      counted("number of MoE layers", o.num_layers, kModel),
+      counted("number of experts", o.num_experts, kModel),
+      counted("top-k", o.top_k, kModel),
+      counted("row size", o.row_bytes, kModel),
+      counted("hidden size", o.hidden, kModel),
+      {"--combine", exact, kFlags, exact ? "exact" : "reduced"},
+      {"--exchange-memory and --tokens-per-step", number(round_tokens_), kFlags,
+       absl::StrCat(FormatBytes(number(o.buffer_bytes)), " and ",
+                    o.max_round_tokens)},
+      counted("eager limit", o.eager_bytes, kFlags),
+      {"hints (--policy, --prefetch-distance)",
+       DigestOf(o.hint_distances, o.step_hint_layers), kFlags,
+       o.described.hints},
       {"expert placement", DigestOf(owner_), kFlags},
   };
   return Agree(transport_, fields, options_.start_timeout);

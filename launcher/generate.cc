@@ -7,16 +7,15 @@
 #include <span>
 #include <string>
 #include <string_view>
-#include <type_traits>
 #include <utility>
 #include <vector>
 
 #include "CLI/CLI.hpp"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
-#include "comm/agreement.h"
 #include "launcher/console.h"
 #include "launcher/flags.h"
+#include "launcher/job_agreement.h"
 #include "launcher/memory_plan.h"
 #include "launcher/requests.h"
 #include "launcher/results.h"
@@ -29,13 +28,6 @@
 
 namespace portolan {
 namespace {
-
-// A prompt with every question about it answered.
-struct PreparedPrompt {
-  std::string id;
-  Request request;
-  std::vector<std::string> stops;
-};
 
 absl::StatusOr<PreparedPrompt> Prepare(const Prompt& prompt, int64_t index,
                                        const GenerateOptions& options,
@@ -65,54 +57,6 @@ absl::StatusOr<std::vector<PreparedPrompt>> PrepareAll(
     prepared.push_back(*std::move(one));
   }
   return prepared;
-}
-
-template <typename T>
-requires std::is_arithmetic_v<T> uint64_t Mix(uint64_t digest, T value) {
-  return Digest(std::as_bytes(std::span(&value, 1)), digest);
-}
-
-// Lengths too, so that no two lists run together alike.
-template <typename T>
-uint64_t Mix(uint64_t digest, std::span<const T> values) {
-  return Digest(std::as_bytes(values), Mix(digest, values.size()));
-}
-
-uint64_t Mix(uint64_t digest, const PreparedPrompt& prompt) {
-  const Request& request = prompt.request;
-  digest = Mix(digest, std::span<const char>(prompt.id));
-  digest = Mix(digest, std::span<const int32_t>(request.prompt));
-  digest = Mix(digest, std::span<const int32_t>(request.stop_tokens));
-  digest = Mix(digest, request.max_tokens);
-  digest = Mix(digest, request.num_logprobs.value_or(-1));
-  digest = Mix(digest, prompt.stops.size());
-  for (const std::string& stop : prompt.stops) {
-    digest = Mix(digest, std::span<const char>(stop));
-  }
-  const SamplingParams& sampling = request.sampling;
-  for (const double value :
-       {sampling.temperature, sampling.top_p, sampling.min_p,
-        sampling.repetition_penalty, sampling.presence_penalty,
-        sampling.frequency_penalty}) {
-    digest = Mix(digest, value);
-  }
-  return Mix(Mix(digest, sampling.top_k), sampling.seed);
-}
-
-// Each rank takes every so many-th of the same list, and rank 0 prints what
-// the others send.
-absl::Status AgreeOnJob(const GenerateOptions& options,
-                        const std::vector<PreparedPrompt>& prompts,
-                        Transport& transport) {
-  uint64_t digest = Mix(Digest({}), prompts.size());
-  for (const PreparedPrompt& prompt : prompts) digest = Mix(digest, prompt);
-  const AgreedField fields[] = {
-      {"other prompts or sampling flags, in digest", digest,
-       "start every rank with the same prompts and sampling flags"},
-      {"--format", options.jsonl, "give every rank the same --format"},
-      {"--stats", !options.stats_file.empty(),
-       "give every rank --stats, or none"}};
-  return Agree(transport, fields, kStartTimeout);
 }
 
 // Hands this rank's share of the prompts to the engine, all at once.
@@ -299,7 +243,7 @@ absl::Status RunRank(const GenerateOptions& options, const Model& model,
                      Transport& transport) {
   const bool stream =
       prompts.size() == 1 && !options.jsonl && transport.rank() == Rank{0};
-  PORTOLAN_RETURN_IF_ERROR(AgreeOnJob(options, prompts, transport));
+  PORTOLAN_RETURN_IF_ERROR(AgreeOnJob(options, model, prompts, transport));
   Output output;
   ResultFunnel funnel(transport, options.job, output);
   ResultSink sink(prompts, model.tokenizer.get(), stream ? &output : nullptr,

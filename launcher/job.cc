@@ -12,6 +12,7 @@
 #include "experts/source_factory.h"
 #include "launcher/console.h"
 #include "launcher/memory_plan.h"
+#include "launcher/notices.h"
 #include "launcher/wiring.h"
 #include "runtime/base/memory_available.h"
 #include "runtime/base/status_macros.h"
@@ -107,7 +108,7 @@ absl::Status RunProcess(const WorldOptions& options, RankBody body) {
   absl::Status status = body(session->transport());
   status.Update(Print(""));
   // Finish() does not come back from an error, so it is reported here.
-  Report(status);
+  ReportOnce(session->transport(), status);
   session->Finish(status, kExitFailed);
   return status;
 }

@@ -8,7 +8,9 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/string_view.h"
+#include "comm/agreement.h"
 #include "experts/byte_codec.h"
+#include "launcher/console.h"
 #include "runtime/base/status_macros.h"
 #include "runtime/serving/collectives.h"
 
@@ -47,6 +49,17 @@ void TellNotice(const Transport& transport, std::string_view text) {
                 ": ";
   std::fprintf(stderr, "notice: %s%s\n", who.c_str(),
                std::string(text).c_str());
+}
+
+void ReportOnce(Transport& transport, const absl::Status& status) {
+  // mpirun ends all ranks soon after the first one has ended, so nobody does
+  // before the error is told.
+  constexpr absl::Duration kTold = absl::Seconds(10);
+  const bool tells = !IsOfAllRanks(status) || transport.rank() == Rank{0};
+  if (tells) Report(status);
+  if (!IsOfAllRanks(status)) return;
+  const bool told = AnyRank(transport, /*mine=*/false, kTold).ok();
+  if (!tells && !told) Report(status);
 }
 
 std::vector<std::string> MergeNotices(

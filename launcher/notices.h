@@ -24,6 +24,11 @@ absl::Status TellNotices(Transport& transport,
                          const std::vector<std::string>& mine,
                          absl::Duration timeout);
 
+// As Report() (console.h), but of an error that all ranks have (IsOfAllRanks()
+// in agreement.h) rank 0 tells alone, and the others go on once it has; one
+// that does not hear of rank 0 tells it itself. Collective for such an error.
+void ReportOnce(Transport& transport, const absl::Status& status);
+
 // The lines of TellNotices(). `hosts`: of each rank.
 std::vector<std::string> MergeNotices(
     std::span<const std::vector<std::string>> by_rank,

@@ -155,13 +155,15 @@ std::string FirstOf(std::initializer_list<const char*> names) {
   return "";
 }
 
-uint64_t EpochOfEnvironment() {
+void ReadEpoch(WorldOptions& options) {
   const std::string job =
       FirstOf({"PORTOLAN_LAUNCH_ID", "SLURM_JOB_ID", "PMIX_NAMESPACE"});
   uint64_t restarts = 0;
   (void)absl::SimpleAtoi(
       FirstOf({"PORTOLAN_RESTART_COUNT", "SLURM_RESTART_COUNT"}), &restarts);
-  return Digest(std::as_bytes(std::span(job))) << 16 | (restarts & 0xffff);
+  options.epoch =
+      Digest(std::as_bytes(std::span(job))) << 16 | (restarts & 0xffff);
+  options.epoch_text = absl::StrCat(job.empty() ? "none" : job, ", ", restarts);
 }
 
 // For the system tests; not shown by --help.
@@ -293,7 +295,7 @@ void AddWorldOptions(CLI::App& command, WorldOptions& options) {
     (void)absl::SimpleAtoi(FirstOf({"OMPI_COMM_WORLD_SIZE", "SLURM_NTASKS"}),
                            &options.launched_ranks);
   }
-  options.epoch = EpochOfEnvironment();
+  ReadEpoch(options);
 }
 
 void LetFirstRankSpeak() {

@@ -33,6 +33,7 @@ struct WorldOptions {
   // Tells this start of the job from all others: 48 bits for the job as the
   // environment names it, then 16 that rise with every restart.
   uint64_t epoch = 0;
+  std::string epoch_text;  // the same for people: job 77, restart 2: "77, 2"
   // Set by the subcommands: SIGTERM is theirs to act on, without a limit.
   bool drains = false;
 

@@ -4,7 +4,6 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "comm/agreement.h"
 #include "comm/message.h"
 #include "experts/hash64.h"
 #include "experts/link_model.h"
@@ -14,6 +13,7 @@
 #include "experts/source_factory.h"
 #include "launcher/console.h"
 #include "launcher/fault.h"
+#include "launcher/job_agreement.h"
 #include "launcher/memory_plan.h"
 #include "launcher/notices.h"
 #include "runtime/base/cpu_topology.h"
@@ -88,7 +88,7 @@ absl::StatusOr<std::unique_ptr<RankRuntime>> RankRuntime::Create(
     TokenSink& sink, ForwardObserver* observer, HistoryMailbox* mailbox) {
   std::unique_ptr<RankRuntime> rank(
       new RankRuntime(options, model, transport, observer));
-  PORTOLAN_RETURN_IF_ERROR(rank->AgreeOnHistory());
+  PORTOLAN_RETURN_IF_ERROR(AgreeOnFlags(options, model, transport));
   rank->WireThreads();
   // A rank that cannot read its files tells the others why.
   PORTOLAN_RETURN_IF_ERROR(
@@ -190,18 +190,6 @@ absl::Status RankRuntime::WireExperts() {
       ExpertCache::Create(cache, shape, std::move(policy), std::move(source)));
   return budget.resident() ? LoadResident(owned, shape.expert_bytes)
                            : absl::OkStatus();
-}
-
-// What ranks learnt is gathered at the end, or travels to the others.
-absl::Status RankRuntime::AgreeOnHistory() {
-  const AgreedField fields[] = {
-      {"--history", !options_.history_file.empty(),
-       "give every rank --history, or none"},
-      {"--history-format", static_cast<uint64_t>(options_.history_format),
-       "give every rank the same --history-format"},
-      {"--history-capacity", static_cast<uint64_t>(options_.history_capacity),
-       "give every rank the same --history-capacity"}};
-  return Agree(transport_, fields, kStartTimeout);
 }
 
 // Ranks foretell for each other, so all of them do or none. With every expert
@@ -336,6 +324,11 @@ absl::Status RankRuntime::WireExchange() {
   exchange.numerics_id = numerics_id();
   exchange.model_fingerprint = model_.fingerprint;
   exchange.epoch = options_.epoch;
+  exchange.described = {
+      .epoch = options_.epoch_text,
+      .numerics = NumericsText(options_),
+      .model = options_.model_dir,
+      .hints = absl::StrCat(options_.policy, ", ", options_.prefetch_distance)};
   if (!experts_resident_) {
     PORTOLAN_ASSIGN_OR_RETURN(exchange.expert_load_time,
                               ExpertLoadTime(options_, expert_slot_bytes_));

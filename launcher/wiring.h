@@ -97,7 +97,6 @@ class RankRuntime {
   PolicyShape ShapeOfRank() const;
   absl::StatusOr<std::unique_ptr<ChunkedSource>> OpenExpertSource(
       const PolicyShape& shape);
-  absl::Status AgreeOnHistory();
   absl::Status AgreeOnForesight();
   absl::Status LoadResident(int64_t owned, int64_t expert_bytes);
   void WireThreads();

@@ -224,8 +224,8 @@ TEST(TokenExchangeFaultTest, ARankOfAnotherEpochIsRefusedAtTheStart) {
 
   for (const absl::Status& result : results) {
     EXPECT_TRUE(absl::IsFailedPrecondition(result)) << result;
-    EXPECT_THAT(Text(result),
-                AllOf(HasSubstr("rank 2 on "), HasSubstr("epoch 0x51")));
+    EXPECT_THAT(Text(result), AllOf(HasSubstr("rank 2 on "),
+                                    HasSubstr("another job and restart than")));
   }
 }
 
@@ -274,8 +274,8 @@ TEST(TokenExchangeFaultTest, AnotherNumericsIdIsRefusedByNameOnEveryRank) {
 
   for (const absl::Status& result : results) {
     EXPECT_TRUE(absl::IsFailedPrecondition(result)) << result;
-    EXPECT_THAT(Text(result),
-                AllOf(HasSubstr("rank 0 on "), HasSubstr("numerics id 0xabc")));
+    EXPECT_THAT(Text(result), AllOf(HasSubstr("rank 0 on "),
+                                    HasSubstr("another numerics (")));
   }
 }
 

@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "comm/agreement.h"
 #include "comm/local_world.h"
 #include "launcher/notices.h"
 
@@ -53,6 +54,37 @@ TEST(NoticesTest, ThoseOfEveryRankReachTheUser) {
                   HasSubstr("notice: rank 2 on "), HasSubstr(": of the last\n"),
                   HasSubstr("notice: rank 1 on "), HasSubstr(": later\n")));
   EXPECT_THAT(told, Not(HasSubstr("rank 0")));
+}
+
+// What three ranks print that call ReportOnce() with `status`; rank 0 goes
+// without it where it `leaves`.
+std::string Reported(const absl::Status& status, bool leaves) {
+  testing::internal::CaptureStderr();
+  (void)RunLocalWorld(3, [&](Transport& transport) -> absl::Status {
+    if (leaves && transport.rank() == Rank{0}) {
+      return absl::AbortedError("gone");
+    }
+    ReportOnce(transport, status);
+    return status;
+  });
+  return testing::internal::GetCapturedStderr();
+}
+
+TEST(ReportOnceTest, AnErrorOfAllRanksIsToldByTheFirst) {
+  EXPECT_EQ(
+      Reported(OfAllRanks(absl::FailedPreconditionError("unlike")), false),
+      "error: unlike\n");
+}
+
+TEST(ReportOnceTest, WhereTheFirstRankIsGoneOthersTellIt) {
+  EXPECT_THAT(
+      Reported(OfAllRanks(absl::FailedPreconditionError("unlike")), true),
+      HasSubstr("error: unlike\n"));
+}
+
+TEST(ReportOnceTest, AnErrorOfTheRankItselfIsToldByEach) {
+  EXPECT_EQ(Reported(absl::DataLossError("torn"), false),
+            "error: torn\nerror: torn\nerror: torn\n");
 }
 
 }  // namespace

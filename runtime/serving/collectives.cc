@@ -7,6 +7,7 @@
 #include <span>
 
 #include "absl/strings/str_cat.h"
+#include "comm/agreement.h"
 #include "comm/gather.h"
 #include "runtime/base/status_macros.h"
 
@@ -128,8 +129,8 @@ absl::Status AgreeOnStatus(Transport& transport, const absl::Status& mine,
   const auto records = memory.As<StatusRecord>().first(world);
   for (size_t rank = 0; rank < world; ++rank) {
     if (records[rank].code != 0) {
-      return FromRecord(records[rank], Rank{static_cast<int32_t>(rank)},
-                        transport);
+      return OfAllRanks(FromRecord(
+          records[rank], Rank{static_cast<int32_t>(rank)}, transport));
     }
   }
   return absl::OkStatus();

@@ -23,8 +23,9 @@ absl::StatusOr<std::string> BroadcastFromRoot(Transport& transport,
                                               absl::Duration timeout);
 
 // All ranks call it with how they fared so far, and all get the same answer:
-// OK, or the error of the lowest rank that failed, naming it. So that a rank
-// which cannot read its files, say, ends the job with its own words.
+// OK, or the error of the lowest rank that failed, naming it, IsOfAllRanks()
+// (agreement.h). So that a rank which cannot read its files, say, ends the job
+// with its own words.
 // Errors else: as Transport::AllToAllV().
 absl::Status AgreeOnStatus(Transport& transport, const absl::Status& mine,
                            absl::Duration timeout);

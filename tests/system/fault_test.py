@@ -243,8 +243,9 @@ class FaultTest(unittest.TestCase):
         process = job(2, rank_1="PORTOLAN_RESTART_COUNT=7")
         _, errors = process.communicate(timeout=60)
         self.assertEqual(process.returncode, 1, errors)
-        self.assertRegex(errors, r"error: .*rank 1 on \S+ has epoch 0x[0-9a-f]+7"
-                                 r" where .* restart all ranks")
+        self.assertRegex(errors, r"error: .*rank 1 on \S+ has job and restart "
+                                 r"(\S+), 7 where .* have \1, 0: restart all")
+        self.assertEqual(errors.count("error: "), 1, errors)
 
     def test_another_numerics_id_is_refused_by_name(self):
         process = job(2, env={"PORTOLAN_ODD_RANK": "1"})

@@ -195,8 +195,10 @@ class HostileTest(unittest.TestCase):
 
     def refuses_unlike_ranks(self, one, other, *wanted):
         def command(flags):
-            return [portolan.program(BUILD), "generate", "--model",
-                    portolan.MODEL, "--max-tokens", "2", *flags]
+            defaults = [part for flag, value in
+                        (("--model", portolan.MODEL), ("--max-tokens", "2"))
+                        if flag not in flags for part in (flag, value)]
+            return [portolan.program(BUILD), "generate", *defaults, *flags]
 
         with self.subTest(one=one, other=other):
             done = portolan.run([portolan.LAUNCH, "-np", "1", "--",
@@ -204,29 +206,63 @@ class HostileTest(unittest.TestCase):
                                  *command(other)])
             self.assertEqual(done.returncode, 1, done.stderr)
             self.assertEqual(done.stdout, "")
+            errors = [line for line in done.stderr.splitlines()
+                      if line.startswith("error: ")]
+            self.assertEqual(len(errors), 1, done.stderr)
             for part in wanted:
-                self.assertIn(part, done.stderr)
+                self.assertIn(part, errors[0])
 
     def test_ranks_with_unlike_jobs_never_begin(self):
         four, three = self.directory / "four", self.directory / "three"
         lines = [json.dumps({"prompt": text}) + "\n" for text in "abcd"]
         four.write_text("".join(lines))
         three.write_text("".join(lines[:3]))
-        for other in (["--prompts", three],
-                      ["--prompts", four, "--temperature", "0"],
-                      ["--prompts", four, "--stop", "a"],
-                      ["--prompts", four, "--seed", "3"]):
-            self.refuses_unlike_ranks(["--prompts", four], other, "rank 1",
-                                      "has other prompts or sampling flags")
         one = ["--prompts", four]
+        self.refuses_unlike_ranks(
+            one, ["--prompts", three], "rank 1",
+            f"has --prompt or --prompts {three} (3 prompts) where",
+            f"have {four} (4 prompts): give every rank the same prompts")
+        self.refuses_unlike_ranks(["--prompt", "a"], ["--prompt", "b"],
+                                  'has --prompt or --prompts "b" where',
+                                  'have "a": ')
         file = self.directory / "file"
-        for flags in (["--history", file], ["--history-format", "compact"],
-                      ["--history-capacity", "7"], ["--stats", file],
-                      ["--format", "jsonl"]):
-            self.refuses_unlike_ranks(one, [*one, *flags],
-                                      "rank 1", f"has {flags[0]} 0x",
-                                      "give every rank")
+        for flag, value, other in (
+                ("--temperature", "0", "0.7"), ("--seed", "3", "0"),
+                ("--stop", '"a"', "none"), ("--max-tokens", "7", "2"),
+                ("--logprobs", "2", "none"), ("--history", file, "none"),
+                ("--history-format", "compact", "exact"),
+                ("--history-capacity", "7", "1000"), ("--stats", file, "none"),
+                ("--format", "jsonl", "text"), ("--combine", "reduced", "exact"),
+                ("--activations", "f32", "bf16"),
+                ("--dense-weights", "int8", "bf16")):
+            given = "a" if flag == "--stop" else value
+            self.refuses_unlike_ranks(
+                one, [*one, flag, given], "rank 1 on ",
+                f"has {flag} {value} where the others (rank 0 on ",
+                f") have {other}: give every rank")
             self.assertFalse(file.exists())
+
+    def test_wishes_of_prompts_that_differ_are_told_as_they_come(self):
+        files = []
+        for name, seeds in ("one", (1, 2)), ("other", (1, 3)):
+            files.append(self.directory / name)
+            files[-1].write_text("".join(
+                json.dumps({"prompt": "a", "seed": seed}) + "\n"
+                for seed in seeds))
+        self.refuses_unlike_ranks(["--prompts", files[0]],
+                                  ["--prompts", files[1]],
+                                  "has --seed 1; 3 where", "have 1; 2: give")
+
+    def test_another_model_by_the_same_name_is_refused_as_such(self):
+        model = self.directory / "model"
+        shutil.copytree(portolan.MODEL, model)
+        config = json.loads((model / "config.json").read_text())
+        config["rms_norm_eps"] = 1e-5
+        (model / "config.json").write_text(json.dumps(config))
+        self.refuses_unlike_ranks(["--prompt", "a"],
+                                  ["--prompt", "a", "--model", model],
+                                  f"has --model {model} where the others",
+                                  f"have {portolan.MODEL}: start every rank")
 
     def test_wrong_usage_is_told_once_by_all_ranks(self):
         self.refuses_under_mpirun(["--batch", "0"], 2, "--batch")

@@ -108,13 +108,14 @@ class PlanTest(unittest.TestCase):
             self.assertEqual(refused.returncode, 1)
             self.assertRegex(refused.stderr, rf"error: .*{history}: {why}")
 
-    def test_a_refusal_reaches_every_rank_of_mpirun(self):
+    def test_a_refusal_of_all_ranks_of_mpirun_is_told_once(self):
         done = portolan.run(
             [portolan.LAUNCH, "-np", "2", "--", portolan.program(BUILD),
              "generate", "--model", portolan.MODEL, "--prompt", "Once",
              "--memory-available", "150MB"])
         self.assertEqual(done.returncode, 1)
         self.assertRegex(done.stderr, r"error: .*2 rank\(s\) want")
+        self.assertEqual(done.stderr.count("error: "), 1, done.stderr)
 
     def peak(self, *arguments):
         """Most resident bytes of a run in which a step is full."""
