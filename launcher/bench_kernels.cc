@@ -22,8 +22,6 @@ namespace {
 
 struct BenchKernelsOptions {
   KernelBenchOptions bench;
-  std::string path;     // empty: all that the CPU has
-  std::string weights;  // empty: all formats
   int threads = 0;
   bool json = false;
 };
@@ -51,22 +49,11 @@ absl::Status CheckMemory(const KernelBenchOptions& options) {
 }
 
 absl::Status RunBenchKernels(BenchKernelsOptions options) {
-  if (!options.path.empty()) {
-    const auto path = ParseCpuPath(options.path);
-    if (!path.ok()) return path.status();
-    if (!CpuSupports(*path)) {
-      return absl::FailedPreconditionError("--cpu " + options.path +
-                                           ": this CPU has not got it");
-    }
-    options.bench.paths = {*path};
-  }
-  if (!options.weights.empty()) {
-    const auto format = ParseWeightFormat(options.weights);
-    if (!format.ok()) {
-      return absl::InvalidArgumentError("--weights: " +
-                                        std::string(format.status().message()));
-    }
-    options.bench.formats = {*format};
+  for (const CpuPath path : options.bench.paths) {
+    if (CpuSupports(path)) continue;
+    return absl::FailedPreconditionError(
+        absl::StrCat("--cpu ", std::string(CpuPathName(path)),
+                     ": this CPU has not got it; see --version"));
   }
   ThreadPlan plan = PlanThreads(AllowedCpus(), options.threads, 0, 1);
   options.bench.num_threads = plan.num_threads;
@@ -94,10 +81,14 @@ void AddBenchKernelsCommand(CLI::App& bench, int& exit_code) {
   CLI::App* command = bench.add_subcommand(
       "kernels",
       "GB/s and GFLOP/s of each kernel beside the machine's own limits");
-  AddFlag(*command, "--cpu", options->path,
-          "Only these kernels: scalar, avx2, avx512, avx512bf16 or amx");
-  AddFlag(*command, "--weights", options->weights,
-          "Only matrices of this format: bf16, int8 or int4");
+  AddParsedFlag<CpuPath>(
+      *command, "--cpu", ParseCpuPath,
+      [options](CpuPath path) { options->bench.paths = {path}; },
+      "Only these kernels: scalar, avx2, avx512, avx512bf16 or amx");
+  AddParsedFlag<WeightFormat>(
+      *command, "--weights", ParseWeightFormat,
+      [options](WeightFormat format) { options->bench.formats = {format}; },
+      "Only matrices of this format: bf16, int8 or int4");
   AddFlag(*command, "--threads", options->threads, "Default: all CPUs")
       ->check(CLI::Range(1, 1024));
   AddFlag(*command, "--rows", options->bench.rows,
@@ -110,7 +101,7 @@ void AddBenchKernelsCommand(CLI::App& bench, int& exit_code) {
       ->check(CLI::Range(32, 1 << 16));
   AddFlag(*command, "--seconds", options->bench.seconds_per_row,
           "Time for each line")
-      ->check(CLI::Range(0.001, 60.0));
+      ->check(NumberRange(0.001, 60.0));
   AddSwitch(*command, "--json", options->json, "Print JSON");
   command->callback(
       [options, &exit_code] { exit_code = Report(RunBenchKernels(*options)); });

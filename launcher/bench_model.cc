@@ -17,6 +17,7 @@
 #include "launcher/console.h"
 #include "launcher/flags.h"
 #include "launcher/memory_plan.h"
+#include "launcher/notices.h"
 #include "launcher/options.h"
 #include "launcher/wiring.h"
 #include "launcher/zone_report.h"
@@ -212,6 +213,11 @@ absl::Status RunRank(const BenchModelOptions& options, const Model& model,
   PORTOLAN_ASSIGN_OR_RETURN(
       const std::unique_ptr<RankRuntime> rank,
       RankRuntime::Create(options.job, model, transport, sink));
+  if (!options.job.history_file.empty() && transport.rank() == Rank{0}) {
+    TellNotice(transport, absl::StrCat("bench model begins with --history ",
+                                       options.job.history_file,
+                                       " and leaves it as it is"));
+  }
   LockStep lock_step({.batch = options.job.batch,
                       .prompt_tokens = options.prompt_tokens,
                       .generate = options.generate,

@@ -177,7 +177,7 @@ void AddLoadFlags(CLI::App& command, BenchServeOptions& options) {
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 30));
   AddFlag(command, "--duration", options.duration_s,
           "Seconds after which no more are sent")
-      ->check(CLI::Range(0.0, 1e6));
+      ->check(NumberRange(0.0, 1e6));
   AddSwitch(command, "--submit", options.submit,
             "Hand requests over instead of streaming their tokens: times "
             "are those of their acceptance");
@@ -187,7 +187,7 @@ void AddLoadFlags(CLI::App& command, BenchServeOptions& options) {
   AddFlag(command, "--patience", options.patience_s,
           "Seconds that the last ones may take before they are "
           "cancelled")
-      ->check(CLI::Range(0.0, 1e6));
+      ->check(NumberRange(0.0, 1e6));
 }
 
 }  // namespace

@@ -132,7 +132,7 @@ void AddWatchCommand(CLI::App& app, Interruption& interruption,
           "Number of tokens that you have already");
   AddFlag(*command, "--timeout", flags->timeout_s,
           "Seconds to watch (default: to the end)")
-      ->check(CLI::Range(0.0, 1e9));
+      ->check(NumberRange(0.0, 1e9));
   AddSwitch(*command, "--json", flags->json,
             "Print one JSON object at the end instead of the text");
   command->callback([flags, &interruption, &exit_code] {

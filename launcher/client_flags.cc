@@ -94,10 +94,10 @@ void AddClientFlags(CLI::App& command, ClientFlags& flags) {
   AddConnectionFlags(command, flags.connection);
   AddFlag(command, "--retry-for", flags.retry_for_s,
           "Seconds to go on trying while the service is busy or gone")
-      ->check(CLI::Range(0.0, 1e9));
+      ->check(NumberRange(0.0, 1e9));
   AddFlag(command, "--wait", flags.wait_s,
           "Seconds to wait for a coordinator that does not answer at first")
-      ->check(CLI::Range(0.0, 1e9));
+      ->check(NumberRange(0.0, 1e9));
 }
 
 void AddRequestFlags(CLI::App& command, RequestFlags& flags) {
@@ -120,7 +120,7 @@ void AddRequestFlags(CLI::App& command, RequestFlags& flags) {
       "sent");
   AddFlag(command, "--timeout", flags.timeout_s,
           "Seconds after which the request ends (default: none)")
-      ->check(CLI::Range(0.0, 1e9));
+      ->check(NumberRange(0.0, 1e9));
   AddSamplingFields(command, *flags.request.mutable_params());
   AddPenaltyFields(command, *flags.request.mutable_params());
 }

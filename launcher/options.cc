@@ -284,10 +284,10 @@ void AddWorldOptions(CLI::App& command, WorldOptions& options) {
       ->check(CLI::IsMember({"auto", "mpi", "shm", "local"}));
   AddFlag(command, "--liveness-timeout", options.liveness_timeout_s,
           "Seconds of silence after which a rank counts as dead")
-      ->check(CLI::Range(0.5, 3600.0));
+      ->check(NumberRange(0.5, 3600.0));
   AddFlag(command, "--start-timeout", options.start_timeout_s,
           "Seconds that processes under mpirun wait for each other to start")
-      ->check(CLI::Range(1.0, 86400.0));
+      ->check(NumberRange(1.0, 86400.0));
   options.launched_by_mpi = std::getenv("OMPI_COMM_WORLD_SIZE") != nullptr ||
                             std::getenv("PMIX_RANK") != nullptr;
   (void)absl::SimpleAtoi(FirstOf({"PMIX_RANK"}), &options.launched_rank);
@@ -335,7 +335,7 @@ void AddJobOptions(CLI::App& command, JobOptions& options) {
       ->check(CLI::Range(1, 1 << 20));
   AddFlag(command, "--step-timeout", options.step_timeout_s,
           "Seconds after which a step that does not end is an error")
-      ->check(CLI::Range(0.1, 86400.0));
+      ->check(NumberRange(0.1, 86400.0));
   AddChoices(command, options);
   AddSizes(command, options);
   AddTestFlags(command, options);

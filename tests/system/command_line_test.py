@@ -318,6 +318,15 @@ class CommandLineTest(unittest.TestCase):
              "--json"]).stdout)
         self.assertEqual(figures["wrong"], 0)
 
+    def test_bench_model_says_that_it_keeps_no_history(self):
+        history = self.directory / "history"
+        done = run(["bench", "model", "--model", portolan.MODEL,
+                    "--prompt-tokens", "4", "--gen", "2", "--rounds", "1",
+                    "--history", history])
+        self.assertIn(f"notice: bench model begins with --history {history} "
+                      "and leaves it as it is\n", done.stderr)
+        self.assertFalse(history.exists())
+
     def test_bench_model_draws_new_tokens_where_experts_are_missing(self):
         # All that one token needs fits: the same one again would not wait.
         profile = self.directory / "profile.json"

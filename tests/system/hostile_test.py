@@ -128,12 +128,20 @@ class HostileTest(unittest.TestCase):
                 ("--cpu", "z80"), ("--format", "xml"),
                 ("--stop", ""), ("--policy", "astrology"), ("--kv-memory", "much"),
                 ("--step-timeout", "-1"), ("--liveness-timeout", "0"),
+                ("--step-timeout", "nan"), ("--liveness-timeout", "nan"),
+                ("--start-timeout", "nan"),
                 ("--repetition-penalty", "0"), ("--top-p", "nan"),
                 ("--min-p", "nan"), ("--temperature", "101"),
                 ("--repetition-penalty", "nan"),
                 ("--presence-penalty", "-101"),
                 ("--frequency-penalty", "inf")):
             self.refuses_prompt([flag, value], flag, codes=(2,))
+
+    def test_values_of_bench_kernels_out_of_range_name_the_flag(self):
+        for flag, value in (("--cpu", "z80"), ("--weights", "int3"),
+                            ("--rows", "0"), ("--seconds", "nan"),
+                            ("--outputs", "15")):
+            self.refuses(["bench", "kernels", flag, value], flag, codes=(2,))
 
     def test_values_that_only_the_job_can_judge_name_the_flag(self):
         for flag, value in (
