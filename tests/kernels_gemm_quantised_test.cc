@@ -491,7 +491,7 @@ TEST_P(GemmQuantisedTest, WhatIsNotFiniteStaysInItsRow) {
   }
 }
 
-TEST_P(GemmQuantisedTest, ARowAloneHasTheBitsOfTheRowAmongOthersOfAnySize) {
+TEST_P(GemmQuantisedTest, ARowHasTheBitsOfTheRowAloneAmongOthersOfAnySize) {
   constexpr int64_t n = 33;
   constexpr int64_t k = 70;
   const Sizes kinds[] = {kOrdinary,
@@ -509,13 +509,17 @@ TEST_P(GemmQuantisedTest, ARowAloneHasTheBitsOfTheRowAmongOthersOfAnySize) {
     }
     const Activations x(ActivationDtype::kBf16, values, k);
 
-    const auto batch = Multiply(kernels_, x.view, w.quantised);
-
+    std::vector<float> alone;
     for (int64_t row = 0; row < 42; ++row) {
-      const auto begin = batch.begin() + row * n;
-      EXPECT_TRUE(SameBitsOrNan(Multiply(kernels_, x.Rows(row, 1), w.quantised),
-                                std::vector<float>(begin, begin + n)))
-          << WeightFormatName(format) << ", row " << row;
+      const auto of_row = Multiply(kernels_, x.Rows(row, 1), w.quantised);
+      alone.insert(alone.end(), of_row.begin(), of_row.end());
+    }
+
+    for (const int64_t batch : {2, 3, 5, 12, 20, 42}) {
+      EXPECT_TRUE(
+          SameBitsOrNan(Multiply(kernels_, x.Rows(0, batch), w.quantised),
+                        FirstRows(alone, batch, n)))
+          << WeightFormatName(format) << ", " << batch << " rows";
     }
   }
 }
