@@ -32,7 +32,7 @@ import runs
 UNITS = {"GB": 10**9, "MB": 10**6, "GiB": 1 << 30, "MiB": 1 << 20, "": 1}
 
 
-def arguments():
+def arguments(words=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--build", default=runs.SOURCE / "build" / "release")
     parser.add_argument("--model", required=True, type=pathlib.Path)
@@ -47,7 +47,18 @@ def arguments():
                         metavar="LIMIT:RATE:TIMES,...",
                         help="tokens/s of the peer under a limit and how many "
                         "times that is asked for (default: %(default)s)")
-    a = parser.parse_args()
+    a = parser.parse_args(words)
+    if not list(a.model.glob("*.safetensors")):
+        parser.error(f"--model {a.model}: there are no *.safetensors")
+    try:
+        for limit in a.limits.split(","):
+            to_bytes(limit)
+    except ValueError:
+        parser.error(f"--limits {a.limits}: write sizes such as 1.03GB, with "
+                     "commas between")
+    for source in a.sources.split(","):
+        if source not in ("checkpoint", "pack"):
+            parser.error(f"--sources {source}: there are checkpoint and pack")
     try:
         a.bars = bars(a.peer)
     except ValueError:
