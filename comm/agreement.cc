@@ -134,6 +134,7 @@ absl::Status Agree(Transport& transport, std::span<const AgreedField> fields,
     if (odd.empty()) continue;
     PORTOLAN_ASSIGN_OR_RETURN(const std::vector<std::string> texts,
                               GatherTexts(transport, fields[i].text, context));
+    LeaveTogether(transport, context);
     return Disagreement(transport, fields[i], texts, odd);
   }
   return absl::OkStatus();

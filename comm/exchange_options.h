@@ -14,6 +14,8 @@
 
 namespace portolan {
 
+class ThreadPool;
+
 enum class CombineMode {
   // One f32 row per selection returns; the source of the token multiplies by
   // the gate weight and sums in top-k order. Same bits for any number of ranks.
@@ -50,6 +52,9 @@ struct ExchangeOptions {
   int64_t row_bytes = 0;  // of one activation row
   int64_t hidden = 0;     // values of one result row
   CombineMode combine = CombineMode::kExact;
+  // Shares the sums of many tokens among its threads; null: the calling one. In
+  // use during Run() only. Must outlive the exchange.
+  ThreadPool* pool = nullptr;
 
   // What the buffers of one rank may take. More tokens than fit at worst travel
   // in several rounds, with the same result.

@@ -40,4 +40,9 @@ absl::StatusOr<MessageMemory> AllGather(Transport& transport,
   return all;
 }
 
+void LeaveTogether(Transport& transport, const WaitContext& context) {
+  const std::byte here{};
+  (void)AllGather(transport, {&here, 1}, context);
+}
+
 }  // namespace portolan

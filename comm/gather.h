@@ -39,4 +39,10 @@ absl::StatusOr<MessageMemory> AllGather(Transport& transport,
                                         std::span<const std::byte> mine,
                                         const WaitContext& context);
 
+// Before all ranks leave with an error that they found together: returns when
+// every rank has come here. One that left at once could seem lost to another
+// that still reads what it sent. What goes wrong here changes nothing any more.
+// Collective.
+void LeaveTogether(Transport& transport, const WaitContext& context);
+
 }  // namespace portolan

@@ -11,6 +11,7 @@
 #include "runtime/base/check.h"
 #include "runtime/base/status_macros.h"
 #include "runtime/base/steady_now.h"
+#include "runtime/base/thread_pool.h"
 #include "runtime/base/units.h"
 
 namespace portolan {
@@ -97,7 +98,9 @@ TokenExchange::TokenExchange(Transport& transport, ExchangeOptions options,
       incoming_(world_),
       in_row_begin_(world_ + 1),
       in_begin_(world_ + 1),
-      terms_(static_cast<size_t>(options_.top_k)),
+      terms_(static_cast<size_t>(options_.top_k) *
+             static_cast<size_t>(
+                 options_.pool == nullptr ? 1 : options_.pool->num_threads())),
       hints_(owner_, transport.world_size(), transport.rank(),
              options_.hint_distances, options_.step_hint_layers) {}
 

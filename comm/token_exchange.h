@@ -75,7 +75,7 @@ struct ExchangeCounts {
 // status of a failed compute(), or the status with which a peer failed, named.
 // A rank that fails tells all others by its next message.
 //
-// On one thread only, which has its denormals flushed.
+// On one thread only, which has its denormals flushed and is the pool's caller.
 class TokenExchange {
  public:
   using Compute = absl::FunctionRef<absl::Status(const ReceivedRows& received,
@@ -189,6 +189,10 @@ class TokenExchange {
                                   const std::vector<int32_t>& back_begin);
   void Combine(const Routing& routing, int64_t first, int64_t count,
                MatrixView<float> out);
+  // out[first + i] = the weighted result rows of token i, by its selections.
+  void SumTokens(const Routing& routing, int64_t first, int64_t count,
+                 absl::FunctionRef<const float*(size_t selection)> result_row,
+                 MatrixView<float> out);
 
   // Exchanges send_ and recv_; the second checks that recv_ was filled.
   absl::Status Exchange(ExchangePhase phase, int layer);
@@ -267,7 +271,7 @@ class TokenExchange {
   AlignedBuffer sums_;                     // [rows in, hidden], kReduced
   AlignedBuffer returned_;                 // [selections or rows out, hidden]
   std::vector<const float*> result_rows_;  // [selections or rows out]
-  std::vector<const float*> terms_;        // [top_k]
+  std::vector<const float*> terms_;        // [threads, top_k]
 
   HintBoard hints_;
 };

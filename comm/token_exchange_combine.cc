@@ -7,8 +7,17 @@
 #include "comm/combine.h"
 #include "comm/token_exchange.h"
 #include "runtime/base/status_macros.h"
+#include "runtime/base/thread_pool.h"
 
 namespace portolan {
+namespace {
+
+// Terms of all sums from which waking other threads is worth it: some 20 us of
+// one thread.
+constexpr int64_t kSharedTerms = 64 * 1024;
+constexpr int64_t kTokensOfTask = 4;
+
+}  // namespace
 
 absl::Status TokenExchange::SumReceived() {
   if (options_.combine == CombineMode::kExact) return absl::OkStatus();
@@ -134,16 +143,41 @@ void TokenExchange::Combine(const Routing& routing, int64_t first,
     }
     return;
   }
+  SumTokens(
+      routing, first, count,
+      [&](size_t selection) {
+        return result_rows_[static_cast<size_t>(plan_.slot_of[selection])];
+      },
+      out);
+}
+
+void TokenExchange::SumTokens(
+    const Routing& routing, int64_t first, int64_t count,
+    absl::FunctionRef<const float*(size_t selection)> result_row,
+    MatrixView<float> out) {
   const auto top_k = static_cast<size_t>(routing.top_k);
-  for (int64_t token = 0; token < count; ++token) {
+  const auto sum = [&](int64_t token, int thread) {
     const size_t at = static_cast<size_t>(token) * top_k;
-    for (size_t k = 0; k < top_k; ++k) {
-      terms_[k] = result_rows_[static_cast<size_t>(plan_.slot_of[at + k])];
-    }
+    const std::span<const float*> terms = std::span(terms_).subspan(
+        static_cast<size_t>(thread) * static_cast<size_t>(options_.top_k),
+        top_k);
+    for (size_t k = 0; k < top_k; ++k) terms[k] = result_row(at + k);
     WeightedSum(
         routing.weights.subspan(static_cast<size_t>(first) * top_k + at, top_k),
-        std::span(terms_).first(top_k), out.Row(first + token));
+        terms, out.Row(first + token));
+  };
+  if (options_.pool == nullptr ||
+      count * routing.top_k * options_.hidden < kSharedTerms) {
+    for (int64_t token = 0; token < count; ++token) sum(token, 0);
+    return;
   }
+  options_.pool->ParallelForThread(
+      (count + kTokensOfTask - 1) / kTokensOfTask, [&](int64_t i, int thread) {
+        const int64_t end = std::min(count, (i + 1) * kTokensOfTask);
+        for (int64_t token = i * kTokensOfTask; token < end; ++token) {
+          sum(token, thread);
+        }
+      });
 }
 
 }  // namespace portolan

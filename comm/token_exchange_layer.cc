@@ -3,7 +3,6 @@
 #include <algorithm>
 
 #include "absl/strings/str_cat.h"
-#include "comm/combine.h"
 #include "comm/token_exchange.h"
 #include "runtime/base/status_macros.h"
 
@@ -64,12 +63,12 @@ absl::Status TokenExchange::RunAlone(int layer, const Routing& routing,
       compute));
   Enter(ExchangePhase::kCombine, layer);
   const ProfileScope zone(options_.profile, Zone::kCombine, NameOf(layer));
-  for (int64_t token = 0; token < count; ++token) {
-    const size_t at = static_cast<size_t>(token) * top_k;
-    for (size_t k = 0; k < top_k; ++k) terms_[k] = ResultRow(results_, at + k);
-    WeightedSum(routing.weights.subspan(begin + at, top_k),
-                std::span(terms_).first(top_k), out.Row(first + token));
-  }
+  SumTokens(
+      routing, first, count,
+      [&](size_t selection) -> const float* {
+        return ResultRow(results_, selection);
+      },
+      out);
   counts_.rows_out += count;
   return absl::OkStatus();
 }

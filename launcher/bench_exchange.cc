@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "CLI/CLI.hpp"
+#include "absl/strings/str_cat.h"
 #include "comm/exchange_bench.h"
 #include "launcher/bench.h"
 #include "launcher/console.h"
@@ -149,6 +150,13 @@ void AddBenchExchangeCommand(CLI::App& bench, int& exit_code) {
       "(default: 256MiB)");
   AddSwitch(*command, "--json", options->json, "Print JSON");
   command->callback([options, &exit_code] {
+    if (options->config.top_k > options->config.num_experts) {
+      throw CLI::ValidationError(
+          "--top-k",
+          absl::StrCat(options->config.top_k,
+                       " experts of a token are more than all ",
+                       options->config.num_experts, " of --experts"));
+    }
     exit_code = Report(RunWorldOnly(options->world, [&](Transport& transport) {
       return RunRank(*options, transport);
     }));

@@ -52,6 +52,7 @@ class NullSink : public TokenSink {
 
 // Memory to measure the bandwidth on: more than most caches hold.
 constexpr int64_t kBandwidthBytes = int64_t{256} << 20;
+constexpr int64_t kCachedBytes = int64_t{64} << 20;
 
 struct Spread {
   double median = 0, least = 0, most = 0;
@@ -98,9 +99,10 @@ struct BenchReport {
   BenchRound last;                // zones
 
   // Share of the memory's bandwidth that decoding one sequence on one rank
-  // uses; 0 where a step reads what the batch and the ranks make of it.
+  // uses; 0 where a step reads what the batch and the ranks make of it, and
+  // where a token's weights are so few that caches may hold them.
   double BandwidthShare() const {
-    if (memory_bytes_per_s == 0) return 0;
+    if (memory_bytes_per_s == 0 || bytes_per_token < kCachedBytes) return 0;
     return decode.median * static_cast<double>(bytes_per_token) /
            memory_bytes_per_s;
   }
@@ -177,19 +179,25 @@ void PrintJson(const BenchModelOptions& options, const RankRuntime& rank,
 }
 
 // What is known at the end of all rounds.
-void Complete(const BenchModelOptions& options, const Model& model,
-              RankRuntime& rank, const std::vector<double>& prefill,
+void Complete(const Model& model, RankRuntime& rank,
+              const std::vector<double>& prefill,
               const std::vector<double>& decode, BenchReport& report) {
   report.prefill = SpreadOf(prefill);
   report.decode = SpreadOf(decode);
   report.bytes_per_token = WeightBytesPerToken(model, rank);
   report.peak_memory_bytes = PeakMemoryBytes();
+}
+
+// Once more what the memory gives, if that is to be told: others use it too,
+// so that before and after the rounds are asked, and the larger counts.
+void MeasureMemory(const BenchModelOptions& options, RankRuntime& rank,
+                   BenchReport& report) {
   const bool one_reads_all = options.job.batch == 1 && report.ranks == 1 &&
                              options.job.expert_memory == "all";
-  if (one_reads_all) {
-    report.memory_bytes_per_s =
-        MeasureReadBandwidth(rank.pool(), kBandwidthBytes);
-  }
+  if (!one_reads_all) return;
+  report.memory_bytes_per_s =
+      std::max(report.memory_bytes_per_s,
+               MeasureReadBandwidth(rank.pool(), kBandwidthBytes));
 }
 
 // The sum over all ranks on rank 0, elsewhere the rank's own. Collective.
@@ -229,18 +237,20 @@ absl::Status RunRank(const BenchModelOptions& options, const Model& model,
   if (rank->profile() != nullptr) rank->profile()->Clear();
   BenchReport report;
   report.ranks = transport.world_size();
+  MeasureMemory(options, *rank, report);
   std::vector<double> prefill, decode;
   for (int i = 0; i < options.rounds; ++i) {
     PORTOLAN_ASSIGN_OR_RETURN(report.last, lock_step.Run());
     prefill.push_back(report.last.prefill.tokens_per_s * report.ranks);
     decode.push_back(report.last.decode.tokens_per_s * report.ranks);
   }
+  MeasureMemory(options, *rank, report);
   PORTOLAN_RETURN_IF_ERROR(rank->SaveProfile());
   PORTOLAN_RETURN_IF_ERROR(lock_step.Verify());
   PORTOLAN_ASSIGN_OR_RETURN(report.num_wrong,
                             SumToRoot(transport, lock_step.num_wrong()));
   if (transport.rank() == Rank{0}) {
-    Complete(options, model, *rank, prefill, decode, report);
+    Complete(model, *rank, prefill, decode, report);
     (options.json ? PrintJson : PrintTable)(options, *rank, report);
   }
   return report.num_wrong == 0

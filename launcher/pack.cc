@@ -171,18 +171,22 @@ void AddPackCommand(CLI::App& app, int& exit_code) {
           "Where to (default: beside the model, where generate finds "
           "it)")
       ->check(CLI::ExistingDirectory);
-  AddSetter<std::string>(
-      *command, "--quantize",
-      [options](const std::string& text) {
-        options->format = ParseWeightFormat(text).value();
-      },
-      "int8 or int4: groups of 32 inputs with a scale each, 1.03 or 0.53 "
-      "bytes a weight instead of 2; used only by --weights int8 or int4")
-      ->check(CLI::IsMember({"int8", "int4"}));
-  AddSwitch(*command, "--json", options->json,
-            "What quantising cost, by tensor, as JSON");
+  CLI::Option* const quantize =
+      AddSetter<std::string>(
+          *command, "--quantize",
+          [options](const std::string& text) {
+            options->format = ParseWeightFormat(text).value();
+          },
+          "int8 or int4: groups of 32 inputs with a scale each, 1.03 or 0.53 "
+          "bytes a weight instead of 2; used only by --weights int8 or int4")
+          ->check(CLI::IsMember({"int8", "int4"}));
+  CLI::Option* const json =
+      AddSwitch(*command, "--json", options->json,
+                "What quantising cost, by tensor, as JSON")
+          ->needs(quantize);
   AddSwitch(*command, "--verify", options->verify,
-            "Write nothing; check every record of the pack there is");
+            "Write nothing; check every record of the pack there is")
+      ->excludes(json);
   command->callback(
       [options, &exit_code] { exit_code = Report(RunPack(*options)); });
 }

@@ -324,6 +324,7 @@ absl::Status RankRuntime::WireExchange() {
   exchange.numerics_id = numerics_id();
   exchange.model_fingerprint = model_.fingerprint;
   exchange.epoch = options_.epoch;
+  exchange.pool = pool_.get();
   exchange.described = {
       .epoch = options_.epoch_text,
       .numerics = NumericsText(options_),
@@ -365,7 +366,8 @@ absl::Status RankRuntime::WireEngine(TokenSink& sink) {
   const KvCache::Options kv{
       .num_layers = config.num_layers,
       .page_bytes = KvLayoutOf(options_, config).PageBytes(),
-      .num_pages = num_pages};
+      .num_pages = num_pages,
+      .numa_nodes = numa_nodes_};
   PORTOLAN_ASSIGN_OR_RETURN(KvCache cache, KvCache::Create(kv));
   kv_ = std::make_unique<KvCache>(std::move(cache));
   const ForwardPass::Options forward{

@@ -8,6 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "runtime/base/status_macros.h"
+#include "runtime/base/thread_pool.h"
 
 namespace portolan::testing {
 namespace {
@@ -242,9 +243,11 @@ absl::Status CheckExchange(Transport& transport, const ContractCase& c_in,
                                                    c_in.tokens_of_rank.size()]);
   }
   const OwnerTable owner = UnevenOwners(c, transport.world_size());
-  PORTOLAN_ASSIGN_OR_RETURN(
-      const std::unique_ptr<TokenExchange> exchange,
-      TokenExchange::Create(transport, OptionsOf(c), owner));
+  ThreadPool pool(c.threads);
+  ExchangeOptions options = OptionsOf(c);
+  if (c.threads > 1) options.pool = &pool;
+  PORTOLAN_ASSIGN_OR_RETURN(const std::unique_ptr<TokenExchange> exchange,
+                            TokenExchange::Create(transport, options, owner));
   const int rank = ToIndex(transport.rank());
   std::vector<float> out;
   for (int step = 0; step < c.steps; ++step) {
@@ -266,7 +269,7 @@ absl::Status CheckExchange(Transport& transport, const ContractCase& c_in,
 }
 
 absl::Status CheckAllCases(Transport& transport) {
-  std::vector<ContractCase> cases(7);
+  std::vector<ContractCase> cases(8);
   cases[1].combine = CombineMode::kReduced;
   cases[2].eager_bytes = 1024;  // rows and results in messages of their own
   cases[2].hidden = 700;
@@ -277,6 +280,8 @@ absl::Status CheckAllCases(Transport& transport) {
   cases[6].tokens_of_rank = {300, 0, 200};  // rows larger than a ring
   cases[6].hidden = 1100;
   cases[6].hints = false;
+  cases[7] = cases[6];
+  cases[7].threads = 3;
   for (size_t i = 0; i < cases.size(); ++i) {
     if (absl::Status status = CheckExchange(transport, cases[i]);
         !status.ok()) {

@@ -23,6 +23,7 @@ struct ContractCase {
   CombineMode combine = CombineMode::kExact;
   int64_t buffer_bytes = int64_t{64} << 20;
   int64_t eager_bytes = 32 << 10;
+  int threads = 1;  // that sum
   bool hints = true;
   int steps = 2;
   uint64_t seed = 1;

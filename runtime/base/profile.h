@@ -39,7 +39,7 @@ inline constexpr int kNumZones = static_cast<int>(Zone::kSampling) + 1;
 const char* ZoneName(Zone zone);
 
 // Notes when a rank's step loop enters and leaves zones. Give a null pointer
-// where nobody asks: a scope then costs one comparison.
+// where nobody asks: a scope then costs a comparison at either end.
 //
 // On one thread only. Nothing is allocated after construction; zones that come
 // when `capacity` is reached are counted and left out.

@@ -17,7 +17,8 @@ inline constexpr int64_t kPageTokens = 32;
 // inputs. Elements are bf16, or f32 in the same places.
 //
 // A page starts zeroed and 64-byte aligned. A page that is used again need not
-// be cleared: what is masked gets the weight 0, so it only must be finite.
+// be cleared for attention's sake: what is masked gets the weight 0, so it only
+// must be finite.
 struct KvLayout {
   int32_t num_kv_heads = 0;
   int32_t head_dim = 0;

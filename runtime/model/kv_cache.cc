@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "runtime/base/check.h"
+#include "runtime/base/cpu_topology.h"
 #include "runtime/base/status_macros.h"
 #include "runtime/kernels/kv_layout.h"
 
@@ -29,6 +30,7 @@ absl::StatusOr<KvCache> KvCache::Create(const Options& options) {
   PORTOLAN_ASSIGN_OR_RETURN(
       AlignedBuffer memory,
       AlignedBuffer::Allocate(static_cast<size_t>(bytes)));
+  PlaceMemory(memory.bytes(), options.numa_nodes);
   return KvCache(options, std::move(memory));
 }
 
@@ -50,8 +52,8 @@ bool KvCache::Grow(std::vector<int32_t>& pages, int64_t num_tokens) {
   while (pages.size() < wanted) {
     const int32_t page = TakeFree();
     State(page).holders = 1;
-    // A page is read in whole blocks of keys, so what no position has written
-    // yet must be zero and not what another sequence left behind.
+    // A page is read in whole blocks of keys. What no position has written yet
+    // has the weight 0, but another sequence may have left infinities there.
     std::memset(Page(page, 0), 0,
                 static_cast<size_t>(options_.page_bytes) *
                     static_cast<size_t>(options_.num_layers));

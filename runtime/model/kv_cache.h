@@ -29,6 +29,7 @@ class KvCache {
     int32_t num_layers = 0;
     int64_t page_bytes = 0;  // of one layer, KvLayout::PageBytes()
     int32_t num_pages = 0;
+    std::vector<int> numa_nodes = {};  // PlaceMemory()
   };
 
   // Errors: kResourceExhausted if the memory is not there.

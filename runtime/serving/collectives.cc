@@ -121,14 +121,15 @@ absl::StatusOr<std::string> BroadcastFromRoot(Transport& transport,
 absl::Status AgreeOnStatus(Transport& transport, const absl::Status& mine,
                            absl::Duration timeout) {
   const StatusRecord record = ToRecord(mine);
+  const WaitContext context{.phase = "start", .timeout = timeout};
   PORTOLAN_ASSIGN_OR_RETURN(
       const MessageMemory memory,
-      AllGather(transport, std::as_bytes(std::span(&record, 1)),
-                WaitContext{.phase = "start", .timeout = timeout}));
+      AllGather(transport, std::as_bytes(std::span(&record, 1)), context));
   const auto world = static_cast<size_t>(transport.world_size());
   const auto records = memory.As<StatusRecord>().first(world);
   for (size_t rank = 0; rank < world; ++rank) {
     if (records[rank].code != 0) {
+      LeaveTogether(transport, context);
       return OfAllRanks(FromRecord(
           records[rank], Rank{static_cast<int32_t>(rank)}, transport));
     }

@@ -188,7 +188,18 @@ def parse_arguments():
                         help="run both at this real-time priority (root)")
     parser.add_argument("--timeout", type=float, default=900,
                         help="seconds for one run")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.rounds < 1:
+        parser.error(f"--rounds {args.rounds}: one at least")
+    if args.threads < 1:
+        parser.error(f"--threads {args.threads}: one at least")
+    if not args.read_ahead:
+        parser.error("--read-ahead: write one or more settings in KiB")
+    if args.results and not args.results.absolute().parent.is_dir():
+        parser.error(f"--results {args.results}: there is no such directory")
+    if args.print and not (args.results and args.results.exists()):
+        parser.error("--print needs --results with a file that is there")
+    return args
 
 
 def main():

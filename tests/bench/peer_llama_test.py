@@ -4,6 +4,7 @@ in which order it does things; with programs that are not there."""
 import contextlib
 import io
 import pathlib
+import subprocess
 import sys
 import tempfile
 import types
@@ -160,6 +161,22 @@ class ResultsTest(unittest.TestCase):
         self.assertTrue(table.startswith("    peer_llama.py --what b8\n"))
         self.assertIn("    peer_llama.py --what b32\n", table)
         self.assertEqual(table.count("- ik_llama.cpp: skipped: no clang"), 1)
+
+
+class ArgumentsTest(unittest.TestCase):
+    def test_what_measures_nothing_is_refused_before_anything_is_built(self):
+        for words, reason in (
+                (["--rounds", "0"], "--rounds 0: one"),
+                (["--threads", "0"], "--threads 0: one"),
+                (["--read-ahead"], "--read-ahead: write"),
+                (["--results", "/nowhere/x"], "--results /nowhere/x: there is"),
+                (["--print"], "--print needs --results"),
+                (["--print", "--results", "/nothing"], "--print needs")):
+            done = subprocess.run(
+                [sys.executable, str(HERE / "peer_llama.py"), *words],
+                capture_output=True, text=True)
+            self.assertEqual((done.returncode, done.stdout), (2, ""), words)
+            self.assertIn(reason, done.stderr)
 
 
 class FakeProgram:

@@ -349,6 +349,24 @@ class CommandLineTest(unittest.TestCase):
         self.assertGreater(json.loads(damaged.stdout)["wrong"], 0)
         self.assertRegex(damaged.stderr, r"error: .*logits have other bits")
 
+    def test_flags_that_do_not_go_together_are_wrong_usage(self):
+        pack = ["pack", "--model", portolan.MODEL, "--json"]
+        for arguments, reason in (
+                (["bench", "exchange", "--ranks", "2", "--top-k", "8",
+                  "--experts", "4"], "--top-k: 8 experts"),
+                (pack, "--quantize"),
+                ([*pack, "--quantize", "int8", "--verify"], "--verify")):
+            done = portolan.run([portolan.program(BUILD), *arguments])
+            self.assertEqual((done.returncode, done.stdout), (2, ""), arguments)
+            self.assertIn(reason, done.stderr)
+
+    def test_bench_model_compares_no_cached_weights_with_the_memory(self):
+        figures = json.loads(run(
+            ["bench", "model", "--model", portolan.MODEL, "--prompt-tokens",
+             "4", "--gen", "2", "--rounds", "1", "--json"]).stdout)
+        self.assertGreater(figures["memory_bytes_per_s"], 0)
+        self.assertNotIn("decode_share_of_bandwidth", figures)
+
     def test_bench_exchange_is_right_for_every_routing(self):
         small = ["--tokens", "0", "33", "--hidden", "64", "--iterations", "3",
                  "--json"]

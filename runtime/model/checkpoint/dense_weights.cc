@@ -12,6 +12,7 @@
 #include "absl/strings/str_join.h"
 #include "experts/expert_slot.h"
 #include "experts/quantised_expert.h"
+#include "runtime/base/cpu_topology.h"
 #include "runtime/base/status_macros.h"
 #include "runtime/model/checkpoint/dense_reader.h"
 #include "runtime/model/checkpoint/expert_tensors.h"
@@ -30,7 +31,8 @@ class DenseLoader {
         reader_(config, checkpoint),
         weights_(weights),
         format_(format),
-        dry_(dry) {}
+        dry_(dry),
+        numa_nodes_(dry ? std::vector<int>() : NumaNodesOf(AllowedCpus())) {}
 
   absl::Status Plan();
   absl::Status Run(DenseWeights::Progress progress);
@@ -80,6 +82,7 @@ class DenseLoader {
   DenseWeights& weights_;
   const WeightFormat format_;
   const bool dry_;
+  const std::vector<int> numa_nodes_;  // that this process may use
   int64_t buffer_bytes_ = 0;
   std::vector<Job> jobs_;
 };
@@ -310,6 +313,8 @@ absl::StatusOr<std::byte*> DenseLoader::NewBuffer(int64_t bytes) {
   PORTOLAN_ASSIGN_OR_RETURN(
       AlignedBuffer buffer,
       AlignedBuffer::Allocate(static_cast<size_t>(bytes)));
+  // Threads of every node read them all.
+  if (numa_nodes_.size() > 1) PlaceMemory(buffer.bytes(), numa_nodes_);
   weights_.buffers.push_back(std::move(buffer));
   return weights_.buffers.back().data();
 }
