@@ -188,16 +188,15 @@ void Complete(const Model& model, RankRuntime& rank,
   report.peak_memory_bytes = PeakMemoryBytes();
 }
 
-// Once more what the memory gives, if that is to be told: others use it too,
-// so that before and after the rounds are asked, and the larger counts.
+// What the memory gives, if that is to be told. After the peak was taken, which
+// it would raise.
 void MeasureMemory(const BenchModelOptions& options, RankRuntime& rank,
                    BenchReport& report) {
   const bool one_reads_all = options.job.batch == 1 && report.ranks == 1 &&
                              options.job.expert_memory == "all";
   if (!one_reads_all) return;
   report.memory_bytes_per_s =
-      std::max(report.memory_bytes_per_s,
-               MeasureReadBandwidth(rank.pool(), kBandwidthBytes));
+      MeasureReadBandwidth(rank.pool(), kBandwidthBytes);
 }
 
 // The sum over all ranks on rank 0, elsewhere the rank's own. Collective.
@@ -237,20 +236,19 @@ absl::Status RunRank(const BenchModelOptions& options, const Model& model,
   if (rank->profile() != nullptr) rank->profile()->Clear();
   BenchReport report;
   report.ranks = transport.world_size();
-  MeasureMemory(options, *rank, report);
   std::vector<double> prefill, decode;
   for (int i = 0; i < options.rounds; ++i) {
     PORTOLAN_ASSIGN_OR_RETURN(report.last, lock_step.Run());
     prefill.push_back(report.last.prefill.tokens_per_s * report.ranks);
     decode.push_back(report.last.decode.tokens_per_s * report.ranks);
   }
-  MeasureMemory(options, *rank, report);
   PORTOLAN_RETURN_IF_ERROR(rank->SaveProfile());
   PORTOLAN_RETURN_IF_ERROR(lock_step.Verify());
   PORTOLAN_ASSIGN_OR_RETURN(report.num_wrong,
                             SumToRoot(transport, lock_step.num_wrong()));
   if (transport.rank() == Rank{0}) {
     Complete(model, *rank, prefill, decode, report);
+    MeasureMemory(options, *rank, report);
     (options.json ? PrintJson : PrintTable)(options, *rank, report);
   }
   return report.num_wrong == 0

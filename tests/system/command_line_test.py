@@ -366,6 +366,8 @@ class CommandLineTest(unittest.TestCase):
              "4", "--gen", "2", "--rounds", "1", "--json"]).stdout)
         self.assertGreater(figures["memory_bytes_per_s"], 0)
         self.assertNotIn("decode_share_of_bandwidth", figures)
+        # Nor does the memory that is read for it count as the model's.
+        self.assertLess(figures["peak_memory_bytes"], 250 << 20)
 
     def test_bench_exchange_is_right_for_every_routing(self):
         small = ["--tokens", "0", "33", "--hidden", "64", "--iterations", "3",
