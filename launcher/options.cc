@@ -120,8 +120,16 @@ void AddSizes(CLI::App& command, JobOptions& options) {
       "Write what steps spend their time on, as a Chrome trace, to this file "
       "(one per rank, as --trace)");
   const auto parse = [](std::string_view text) { return ParseBytes(text); };
+  const auto parse_some = [](std::string_view text) -> absl::StatusOr<int64_t> {
+    absl::StatusOr<int64_t> bytes = ParseBytes(text);
+    if (bytes.ok() && *bytes == 0) {
+      return absl::InvalidArgumentError(
+          "0 bytes hold no token; leave it out for as much as --batch needs");
+    }
+    return bytes;
+  };
   AddParsedFlag<int64_t>(
-      command, "--kv-memory", parse,
+      command, "--kv-memory", parse_some,
       [&options](int64_t bytes) { options.kv_memory_bytes = bytes; },
       "Memory for keys and values of one rank (default: as --batch needs)");
   WithEnvironment(
